@@ -1,0 +1,1 @@
+"""Upstreams: SSL encoders that return every layer. One file per family; `base.py` has the contract."""
