@@ -1,0 +1,1 @@
+"""Media in: decode, resample, cut; and the synthetic corpus mini."""
