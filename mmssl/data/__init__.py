@@ -1,0 +1,1 @@
+"""Manifests, import and export, validation, audit, folds, collate."""
