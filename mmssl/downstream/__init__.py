@@ -1,0 +1,1 @@
+"""Heads, pooling and tasks."""

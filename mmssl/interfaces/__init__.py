@@ -1,0 +1,1 @@
+"""Interfaces: all layers of a stream in, one sequence out."""

@@ -1,0 +1,1 @@
+"""A thin layer over Lightning: fit one head, sweep its learning rate."""
