@@ -1,0 +1,1 @@
+"""RESULTS.md and the HTML page, from results.json."""
