@@ -6,7 +6,8 @@ set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 [ -z "${MMSSL_DATA:-}" ] || MMSSL_DATA="$(cd "$MMSSL_DATA" && pwd)"
 cd "$root"
-. tools/env.sh test
+MMSSL_EXTRAS="test"
+. tools/env.sh
 if ! "$MMSSL_PYTHON" -c 'import pytest, hypothesis, xdist, pytest_timeout' 2>/dev/null; then
     printf 'The active environment lacks the test packages: pip install -c constraints.txt -e ".[test]"\n' >&2
     exit 1

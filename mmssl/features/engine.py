@@ -1,0 +1,168 @@
+"""Decode, forward and write buckets of clips in one process: decoding runs ahead in threads."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mmssl.errors import InputError, MediaError
+from mmssl.features.plan import FAULTS, Item, fault
+from mmssl.lengths import pad, samples_to_seconds
+from mmssl.types import Layers, Representation, UpstreamSpec
+
+if TYPE_CHECKING:
+    from mmssl.features.writer import EncodedClip, StoreWriter
+    from mmssl.upstreams.base import Upstream
+
+Report = Callable[[dict[str, Any]], None]
+"""Receives events: {"event": "done", "clips", "seconds"} and {"event": "skipped", "id", "path", "reason"}."""
+
+_BUCKETS_AHEAD = 2
+
+
+def run_buckets(
+    upstream: Upstream,
+    buckets: Sequence[Sequence[Item]],
+    writer: StoreWriter,
+    report: Report,
+    *,
+    on_error: str = "raise",
+    num_workers: int = 2,
+) -> None:
+    """Compute and store the features of all buckets.
+
+    Args:
+        upstream: in eval mode, on its device.
+        buckets: clips to run together.
+        writer: entered.
+        report: called after every bucket and for every skipped clip.
+        on_error: "raise", or "skip" to leave out a clip that cannot be read, is too short or too long for the
+            upstream, or whose features are not finite.
+        num_workers: threads that decode and resample.
+
+    Raises:
+        MediaError: a clip cannot be used and on_error is "raise".
+        StoreError: writing failed.
+    """
+    with ThreadPoolExecutor(max(1, num_workers)) as pool:
+        ahead: deque[tuple[Sequence[Item], list[Future[Tensor]]]] = deque()
+        remaining = iter(buckets)
+        try:
+            while True:
+                while len(ahead) <= _BUCKETS_AHEAD and (bucket := next(remaining, None)) is not None:
+                    ahead.append((bucket, [pool.submit(load_waveform, item, upstream.spec) for item in bucket]))
+                if not ahead:
+                    return
+                bucket, futures = ahead.popleft()
+                _run_bucket(upstream, bucket, futures, writer, report, on_error)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def load_waveform(item: Item, spec: UpstreamSpec) -> Tensor:
+    """Decode a clip at the upstream's sample rate, (T,) float32.
+
+    Raises:
+        MediaError: the file cannot be read, or the clip is shorter or longer than the upstream takes.
+    """
+    from mmssl.media.audio import load_audio
+
+    clip, rate = item.clip, spec.sample_rate
+    try:
+        waveform, rate = load_audio(str(clip.audio), sample_rate=rate, start=clip.start, duration=clip.duration)
+    except OSError as error:
+        raise MediaError(f"The audio file {clip.audio} of the clip {clip.id!r} cannot be read: {error}.") from error
+    samples = len(waveform)
+    if samples < spec.min_length or (spec.max_length is not None and samples > spec.max_length):
+        short = samples < spec.min_length
+        limit = f"least {spec.min_length}" if short else f"most {spec.max_length}"
+        raise MediaError(
+            f"The clip {clip.id!r} of {clip.audio} has {samples} samples at {rate} Hz "
+            f"({samples_to_seconds(samples, rate):.4f} s); the upstream takes at {limit}: "
+            f"{'leave it out (on_error=skip lists it) or lengthen it' if short else 'cut it into shorter segments'}."
+        )
+    return waveform
+
+
+@torch.no_grad()
+def forward_clips(upstream: Upstream, waveforms: Sequence[Tensor]) -> list[Representation]:
+    """Representations of single clips, computed together.
+
+    An upstream that has a method `extract_packed` (see `Upstream`) is run through it; else the clips are padded.
+    A batch that does not fit into memory is halved until it does.
+    """
+    device = upstream.device
+    try:
+        packed = getattr(upstream, "extract_packed", None)
+        if callable(packed):
+            return list(packed([_to(w, device) for w in waveforms]))
+        data, lengths = pad(waveforms)
+        return split_clips(upstream(_to(data, device), lengths.to(device)), len(waveforms))
+    except torch.OutOfMemoryError:
+        if len(waveforms) == 1:
+            raise
+    half = len(waveforms) // 2
+    return forward_clips(upstream, waveforms[:half]) + forward_clips(upstream, waveforms[half:])
+
+
+def split_clips(representation: Representation, count: int) -> list[Representation]:
+    """A batch of `count` clips -> one representation per clip, layers (T_k, D_k) of its own length."""
+    lengths = {stream: [n.tolist() for n in layers.lengths] for stream, layers in representation.items()}
+    clips: list[Representation] = []
+    for b in range(count):
+        single = {}
+        for stream, layers in representation.items():
+            counts = [n[b] for n in lengths[stream]]
+            states = tuple(h[b, :n] for h, n in zip(layers.hidden_states, counts, strict=True))
+            single[stream] = Layers(states, tuple(torch.tensor(n, dtype=torch.int64) for n in counts))
+        clips.append(single)
+    return clips
+
+
+def _run_bucket(
+    upstream: Upstream,
+    bucket: Sequence[Item],
+    futures: Sequence[Future[Tensor]],
+    writer: StoreWriter,
+    report: Report,
+    on_error: str,
+) -> None:
+    items: list[Item] = []
+    waveforms: list[Tensor] = []
+    for item, future in zip(bucket, futures, strict=True):
+        try:
+            waveforms.append(future.result())
+            items.append(item)
+        except FAULTS as error:
+            _skip(item, error, on_error, report)
+    if not items:
+        return
+    representations = forward_clips(upstream, waveforms)
+    if len(representations) != len(items):
+        raise InputError(f"The upstream's method extract_packed gave {len(representations)} clips for {len(items)}.")
+    encoded: list[EncodedClip] = []
+    seconds = 0.0
+    for item, representation in zip(items, representations, strict=True):
+        try:
+            encoded.append(writer.encode(item.clip.id, representation, input_key=item.input_key))
+            seconds += item.seconds
+        except FAULTS as error:
+            _skip(item, error, on_error, report)
+    writer.put(encoded)
+    report({"event": "done", "clips": len(encoded), "seconds": seconds})
+
+
+def _skip(item: Item, error: MediaError | InputError, on_error: str, report: Report) -> None:
+    skipped = fault(item.clip, error, on_error)
+    report({"event": "skipped", "id": skipped.id, "path": skipped.path, "reason": skipped.reason})
+
+
+def _to(tensor: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -1,0 +1,217 @@
+"""The feature engine: clips -> upstream -> feature store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmssl.errors import ConfigError, MediaError
+from mmssl.features.engine import Report, run_buckets
+from mmssl.features.fingerprint import make_fingerprint
+from mmssl.features.jobs import check_can_be_built_elsewhere, run_jobs
+from mmssl.features.locks import FolderLock
+from mmssl.features.maintain import sweep
+from mmssl.features.plan import Item, Skipped, check_clips, make_plan
+from mmssl.features.progress import Progress, duration
+from mmssl.features.store import FeatureStore
+from mmssl.types import Clip
+
+if TYPE_CHECKING:
+    import torch
+
+    from mmssl.upstreams.base import Upstream
+
+
+@dataclass(frozen=True)
+class ExtractSummary:
+    """What an extraction did.
+
+    Attributes:
+        folder: of the store.
+        fingerprint: digest of the store's fingerprint.
+        done: number of clips computed.
+        reused: number of clips that were in the store already.
+        skipped: clips that were left out, and why.
+        audio_seconds: of audio computed.
+        wall_seconds: that it took, with planning.
+    """
+
+    folder: Path
+    fingerprint: str
+    done: int
+    reused: int
+    skipped: list[Skipped] = field(default_factory=list)
+    audio_seconds: float = 0.0
+    wall_seconds: float = 0.0
+
+    def __str__(self) -> str:
+        text = f"{self.folder}: {self.done} clips computed, {self.reused} were there, {len(self.skipped)} skipped"
+        if not self.done:
+            return f"{text}; nothing to compute." if not self.skipped else f"{text}."
+        speed = self.audio_seconds / max(self.wall_seconds, 1e-9)
+        hours = self.audio_seconds / 3600
+        return f"{text}; {hours:.3f} h of audio in {duration(self.wall_seconds)} ({speed:.1f}x real time)."
+
+
+def extract(
+    upstream: Upstream | str,
+    clips: Sequence[Clip] | str | Path,
+    folder: str | Path,
+    *,
+    upstream_kwargs: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    frames: bool = True,
+    pooled: Sequence[str] = ("mean", "std"),
+    layers: Sequence[int] | None = None,
+    dtype: str = "float32",
+    on_error: str = "raise",
+    max_seconds: float | None = None,
+    batch_seconds: float = 32.0,
+    shard_seconds: float = 60.0,
+    jobs: int = 1,
+    num_workers: int = 2,
+    rank: int = 0,
+    world_size: int = 1,
+    progress: bool = True,
+) -> ExtractSummary:
+    """Compute features of clips into a feature store; what is there already is not computed again.
+
+    The features do not depend on `batch_seconds`, `jobs`, `num_workers`, `world_size` or the order of the clips. A
+    process that is killed loses the clips of its unfinished shard; the same call again goes on from there.
+
+    Args:
+        upstream: a name, dotted path or .py file, as `mmssl.load_upstream` takes it; or a built upstream (jobs=1).
+        clips: with audio, or the path of a manifest.
+        folder: of the store; made where it does not exist.
+        upstream_kwargs: for the upstream's constructor, where it is built here.
+        seed: for weights that are drawn.
+        device: to compute on, where the upstream is built here.
+        frames: keep all frames.
+        pooled: statistics over time to keep per layer: "mean", "std" (population), "max"; always float32.
+        layers: numbers of the layers to keep, negative ones from the end; None keeps all.
+        dtype: of the frames in the store: "float32" is exact, "float16" halves the size and rounds to 11 bits
+            (relative error at most 2^-11 between 6e-5 and 65,504).
+        on_error: a clip that cannot be read or is too short or long for the upstream: "raise" stops, "skip" leaves it
+            out and lists it. Nothing is ever put in its place.
+        max_seconds: a longer clip counts as one that cannot be read; None for no limit.
+        batch_seconds: of audio in a batch, padding included; a longer clip makes a batch alone.
+        shard_seconds: a shard is written at least so often, in s of wall time: the work that a kill can cost.
+        jobs: processes, each with its own upstream. On few CPU cores one per core is faster than threads.
+        num_workers: threads per process that decode and resample.
+        rank, world_size: share of this call when several calls (torchrun, an array of jobs) fill one folder.
+        progress: show a bar, or lines where standard error is no terminal.
+
+    Raises:
+        ConfigError: an argument is wrong.
+        DataError: there is no clip, two share an id, or one has no audio.
+        MediaError: a clip cannot be used and on_error is "raise", or no clip at all could be used.
+        StoreError: the folder belongs to another configuration, is in use, or cannot be written; a worker died.
+    """
+    started = time.monotonic()
+    _check_arguments(on_error, batch_seconds, jobs, rank, world_size)
+    clips = _read_clips(clips)
+    kwargs = dict(upstream_kwargs or {})
+    if jobs > 1:
+        check_can_be_built_elsewhere(upstream, kwargs)
+    built, fingerprint_kwargs = _build(upstream, kwargs, seed, device)
+    if "waveforms" not in built.spec.inputs:
+        raise ConfigError(f"Extraction reads audio, and {type(built).__name__} takes {', '.join(built.spec.inputs)}.")
+    outputs: dict[str, Any] = {"frames": frames, "pooled": list(pooled), "dtype": dtype}
+    outputs["layers"] = None if layers is None else list(layers)
+    fingerprint = make_fingerprint(built, kwargs=fingerprint_kwargs, **outputs)
+    store = FeatureStore.create(folder, fingerprint)
+    # a single run excludes all others; ranks of one run let each other in
+    with FolderLock(store.folder, "run", shared=world_size > 1):
+        sweep(store.folder)
+        store.refresh()
+        plan = make_plan(
+            clips,
+            store,
+            batch_seconds=batch_seconds,
+            rank=rank,
+            world_size=world_size,
+            on_error=on_error,
+            max_seconds=max_seconds,
+            num_workers=num_workers,
+        )
+        with Progress(plan.num_clips, plan.seconds, show=progress and bool(plan.buckets)) as bar:
+            report = _reporter(bar, plan.skipped)
+            shares = _shares(plan.buckets, jobs, rank, world_size)
+            if len(shares) == 1:
+                name, buckets = shares[0]
+                with store.writer(name, max_seconds=shard_seconds, wait=10.0) as writer:
+                    run_buckets(built, buckets, writer, report, on_error=on_error, num_workers=num_workers)
+            elif shares:
+                # the workers build their own
+                del built
+                task = {"upstream": upstream, "kwargs": kwargs, "seed": seed, "device": str(device), "outputs": outputs}
+                task |= {"folder": str(store.folder.absolute()), "on_error": on_error}
+                run_jobs({**task, "num_workers": num_workers, "shard_seconds": shard_seconds}, shares, report)
+    summary = ExtractSummary(
+        store.folder,
+        fingerprint.digest,
+        bar.done,
+        plan.reused,
+        plan.skipped,
+        bar.done_seconds,
+        time.monotonic() - started,
+    )
+    if world_size == 1 and len(plan.skipped) == len(clips):
+        first = plan.skipped[0]
+        raise MediaError(f"None of the {len(clips)} clips could be used. The first, {first.id!r}: {first.reason}")
+    return summary
+
+
+def _read_clips(clips: Sequence[Clip] | str | Path) -> list[Clip]:
+    if isinstance(clips, str | Path):
+        from mmssl.data.manifest import read_manifest
+
+        clips = read_manifest(clips)
+    check_clips(clips)
+    return list(clips)
+
+
+def _check_arguments(on_error: str, batch_seconds: float, jobs: int, rank: int, world_size: int) -> None:
+    if on_error not in ("raise", "skip"):
+        raise ConfigError(f'on_error must be "raise" or "skip", got {on_error!r}.')
+    if batch_seconds <= 0 or jobs < 1:
+        raise ConfigError(f"batch_seconds must be > 0 and jobs >= 1, got {batch_seconds} and {jobs}.")
+    if not 0 <= rank < world_size:
+        raise ConfigError(f"rank must be from 0 to world_size - 1, got rank {rank} of {world_size}.")
+
+
+def _build(
+    upstream: Upstream | str, kwargs: dict[str, Any], seed: int, device: str | torch.device
+) -> tuple[Upstream, dict[str, Any] | None]:
+    """The upstream, and its arguments for the fingerprint: None where they are not known."""
+    from mmssl.upstreams.base import load_upstream
+
+    if isinstance(upstream, str):
+        return load_upstream(upstream, seed=seed, device=device, **kwargs), kwargs
+    if kwargs:
+        raise ConfigError("upstream_kwargs go with an upstream's name; this one is built already.")
+    if upstream.training:
+        raise ConfigError("The upstream is in training mode: call eval() on it, so that its features are repeatable.")
+    return upstream, None
+
+
+def _shares(buckets: list[list[Item]], jobs: int, rank: int, world_size: int) -> list[tuple[str, list[list[Item]]]]:
+    """Writer's name and buckets of each process that has something to do."""
+    total = jobs * world_size
+    shares = [(f"rank-{rank * jobs + job}-of-{total}", buckets[job::jobs]) for job in range(jobs)]
+    return [share for share in shares if share[1]]
+
+
+def _reporter(bar: Progress, skipped: list[Skipped]) -> Report:
+    def report(event: dict[str, Any]) -> None:
+        if event["event"] == "skipped":
+            skipped.append(Skipped(event["id"], event["path"], event["reason"]))
+            bar.update(skipped=1)
+        else:
+            bar.update(event["clips"], event["seconds"])
+
+    return report

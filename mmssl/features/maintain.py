@@ -1,0 +1,144 @@
+"""Looking after a store: what a dead run left, what the disk has damaged, what is superseded."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mmssl.errors import StoreError
+from mmssl.features.locks import FolderLock
+from mmssl.features.shards import Entry, content_crc, explain_write_errors, file_crc, write_part
+from mmssl.features.store import FeatureStore
+from mmssl.features.writer import remove_leftovers
+
+
+@dataclass
+class VerifyReport:
+    """What `verify` found.
+
+    Attributes:
+        checked: number of clips looked at.
+        damaged: id -> what is wrong; these clips must be computed again.
+        damaged_parts: file name of an index part -> what is wrong; its clips count as missing.
+    """
+
+    checked: int = 0
+    damaged: dict[str, str] = field(default_factory=dict)
+    damaged_parts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.damaged and not self.damaged_parts
+
+
+def verify(store: FeatureStore) -> VerifyReport:
+    """Read every byte of a store and compare it with the checksums of the index."""
+    report = VerifyReport(damaged_parts=dict(store.damaged_parts))
+    for part in store.parts.values():
+        live = [entry for entry in part.entries if store.entry(entry.id) is entry]
+        report.checked += len(live)
+        path = store.folder / part.shard
+        try:
+            size, crc = file_crc(path)
+        except OSError as error:
+            report.damaged |= {entry.id: f"{part.shard} cannot be read: {error.strerror}" for entry in live}
+            continue
+        if (size, crc) == (part.size, part.crc32):
+            continue
+        whole = f"{part.shard} has {size} bytes instead of {part.size}" if size != part.size else ""
+        found = {entry.id: whole or _entry_fault(path, entry) for entry in live}
+        damaged = {clip_id: reason for clip_id, reason in found.items() if reason}
+        # the fault lies outside of all tensors that are in use: in the header, or in a superseded clip
+        report.damaged |= damaged or dict.fromkeys(found, f"{part.shard} has another checksum than when written")
+    return report
+
+
+def remove(store: FeatureStore, clip_ids: Collection[str]) -> None:
+    """Take clips out of a store, so that the next extraction computes them again.
+
+    Older entries of the same clips go too. Damaged index parts are deleted with their shards.
+
+    Raises:
+        StoreError: another process is writing into the folder.
+    """
+    gone = set(clip_ids)
+    with FolderLock(store.folder, "run"), explain_write_errors(store.folder):
+        store.refresh()
+        for name in store.damaged_parts:
+            _delete(store.folder / name)
+        for name, part in list(store.parts.items()):
+            kept = [entry for entry in part.entries if entry.id not in gone]
+            if len(kept) == len(part.entries):
+                continue
+            if kept:
+                path = store.folder / part.shard
+                # what is kept is whole: from now on the file is right as it is, with the damage nobody looks at
+                whole = path.exists() and not any(_entry_fault(path, entry) for entry in kept)
+                size, crc = file_crc(path) if whole else (part.size, part.crc32)
+                write_part(store.folder / name, size, crc, kept)
+            else:
+                _delete(store.folder / name)
+            del store.parts[name]
+        store.refresh()
+
+
+def gc(store: FeatureStore) -> int:
+    """Delete shards in which every clip is superseded, and what dead runs left.
+
+    Returns:
+        Bytes set free.
+
+    Raises:
+        StoreError: another process is writing into the folder.
+    """
+    with FolderLock(store.folder, "run"), explain_write_errors(store.folder):
+        before = _size(store.folder)
+        sweep(store.folder)
+        store.refresh()
+        for name, part in store.parts.items():
+            if all(store.entry(entry.id) is not entry for entry in part.entries):
+                _delete(store.folder / name)
+        store.refresh()
+        return before - _size(store.folder)
+
+
+def sweep(folder: Path) -> None:
+    """Delete unfinished files of writers that are no longer alive; needs the lock "run"."""
+    names = set()
+    for path in folder.iterdir():
+        match = re.fullmatch(r"(?:tmp|shard)-(.+)-\d+\.(?:safetensors|jsonl)", path.name)
+        if match:
+            names.add(match[1])
+    for name in names:
+        with contextlib.suppress(StoreError), FolderLock(folder, name):
+            remove_leftovers(folder, name)
+
+
+def _entry_fault(path: Path, entry: Entry) -> str:
+    """What is wrong with the tensors of one clip; an empty string where nothing is."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="np") as shard:
+            # the whole name is matched, because one clip's id may be the start of another's
+            streams = "|".join(re.escape(stream) for stream in entry.lengths)
+            own = re.compile(rf"{re.escape(entry.id)}/({streams})/[a-z]+(/\d+)?")
+            names = [name for name in shard.keys() if own.fullmatch(name)]  # noqa: SIM118
+            tensors = {name: shard.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, ValueError) as error:
+        return f"{path.name} does not open: {error}"
+    return "" if content_crc(tensors) == entry.crc32 else f"its bytes in {path.name} have changed"
+
+
+def _delete(part: Path) -> None:
+    # the index part first: a shard without one is not looked at
+    part.unlink(missing_ok=True)
+    part.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())

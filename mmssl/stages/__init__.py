@@ -1,0 +1,1 @@
+"""The stage engine, the command line and what uses a trained experiment."""
