@@ -100,3 +100,14 @@ def pad(sequences: Sequence[Tensor]) -> tuple[Tensor, torch.Tensor]:
 
     lengths = torch.tensor([len(s) for s in sequences], dtype=torch.int64, device=sequences[0].device)
     return torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True), lengths
+
+
+def seconds_to_frames(seconds: float | Fraction, frame_rate: Fraction) -> int:
+    """Nearest video frame to a time in seconds (halves round up, so that the result grows with time)."""
+    exact = seconds if isinstance(seconds, Fraction) else Fraction(repr(float(seconds)))
+    return math.floor(exact * frame_rate + Fraction(1, 2))
+
+
+def frames_on_screen(duration: Fraction, frame_rate: Fraction, lead: Fraction) -> int:
+    """Number of instants k / frame_rate + lead, k = 0, 1 ..., that lie before `duration` (s): frames of that video."""
+    return max(0, math.ceil((duration - lead) * frame_rate))

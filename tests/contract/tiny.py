@@ -37,6 +37,11 @@ TINY: dict[str, list[dict[str, Any]]] = {
     "byol_a": [{"hidden_size": 12, "num_mel_bins": 16}],
     "ecapa_tdnn": [{"channels": 16, "embedding_size": 6, "attention_size": 4}],
     "xvector": [{"channels": 10, "wide_size": 12, "embedding_size": 6}],
+    "l3": [{"width": 4, "sample_rate": 8000, "image_size": 16}],
+    "xdc": [{"width": 4, "image_size": 16}, {"width": 4, "image_size": 16, "modalities": ["video"]}],
+    "crisscross": [{"width": 4, "image_size": 16}, {"width": 4, "modalities": ["audio"]}],
+    "avid": [{"width": 4, "image_size": 16}],
+    "av_hubert": [{"preset": "tiny"}],
     "hf": [
         hf("wav2vec2", **BASE),
         hf("wav2vec2", **BASE, feat_extract_norm="layer", do_stable_layer_norm=True),
