@@ -101,9 +101,11 @@ def _protocol(results: Mapping[str, Any]) -> str:
     lines = [f"- Name: {escape(protocol.get('name') or summary.MISSING)}"]
     lines += [f"- {escape(protocol[k])}" for k in ("description", "notes") if protocol.get(k)]
     lines.append(f"- **{escape(summary.speaker_statement(results))}**")
+    chosen: dict[str, list[str]] = {}
     for system in results["systems"]:
         if system.get("selection"):
-            lines.append(f"- Selection of {escape(system['name'])}: {escape(system['selection'])}")
+            chosen.setdefault(system["selection"], []).append(escape(system["name"]))
+    lines += [f"- Selection of {', '.join(names)}: {escape(how)}" for how, names in chosen.items()]
     return "\n".join(lines)
 
 

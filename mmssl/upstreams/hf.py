@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,20 @@ def _build(config: Any, folder: Path | None, attention: str | None, dtype: torch
     raise AssertionError("unreachable")
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bar over the tensors: a run has a bar of its own."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def _load(folder: Path, config: Any, attention: str, dtype: torch.dtype) -> torch.nn.Module:
     import pickle
 
@@ -225,14 +240,15 @@ def _load(folder: Path, config: Any, attention: str, dtype: torch.dtype) -> torc
     from transformers import AutoModel
 
     try:
-        model, report = AutoModel.from_pretrained(
-            folder,
-            config=config,
-            local_files_only=True,
-            attn_implementation=attention,
-            dtype=dtype,
-            output_loading_info=True,
-        )
+        with _quiet():
+            model, report = AutoModel.from_pretrained(
+                folder,
+                config=config,
+                local_files_only=True,
+                attn_implementation=attention,
+                dtype=dtype,
+                output_loading_info=True,
+            )
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"The weights in {str(folder)!r} are refused, and nothing in them was run: the file holds other things "
