@@ -167,10 +167,11 @@ def main() -> None:
     warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")
     benchmark: dict[str, Any] = runpy.run_path(str(ROOT / "benchmarks" / "upstream_exactness.py"))
     report, configurations = benchmark["report"], benchmark["configurations"]
+    differences = measured()
     base = PAGE.read_text(encoding="utf-8").partition(f"{BASE_HEADING}\n")[2].strip() if PAGE.is_file() else ""
     if args.base or not base:
         base = report(configurations(True), True, True)
-    page = make_page(measured(), report(configurations(False), False, True), base, benchmark["machine"]())
+    page = make_page(differences, report(configurations(False), False, True), base, benchmark["machine"]())
     temporary = PAGE.with_suffix(".md.new")
     temporary.write_text(page, encoding="utf-8")
     temporary.replace(PAGE)

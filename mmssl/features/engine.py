@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from mmssl.errors import InputError, MediaError
+from mmssl.features.forward import forward_clips
+from mmssl.features.long_audio import Chunks, encode_long
 from mmssl.features.plan import FAULTS, Item, fault
-from mmssl.lengths import pad, samples_to_seconds
-from mmssl.types import Layers, Representation, UpstreamSpec
+from mmssl.lengths import samples_to_seconds
+from mmssl.types import UpstreamSpec
 
 if TYPE_CHECKING:
     from mmssl.features.writer import EncodedClip, StoreWriter
@@ -33,6 +35,7 @@ def run_buckets(
     *,
     on_error: str = "raise",
     num_workers: int = 2,
+    chunks: Chunks | None = None,
 ) -> None:
     """Compute and store the features of all buckets.
 
@@ -44,22 +47,25 @@ def run_buckets(
         on_error: "raise", or "skip" to leave out a clip that cannot be read, is too short or too long for the
             upstream, or whose features are not finite.
         num_workers: threads that decode and resample.
+        chunks: how longer clips are cut; None where they are not.
 
     Raises:
         MediaError: a clip cannot be used and on_error is "raise".
         StoreError: writing failed.
     """
+    # what is cut may be of any length
+    spec = upstream.spec if chunks is None else dataclasses.replace(upstream.spec, max_length=None)
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
         ahead: deque[tuple[Sequence[Item], list[Future[Tensor]]]] = deque()
         remaining = iter(buckets)
         try:
             while True:
                 while len(ahead) <= _BUCKETS_AHEAD and (bucket := next(remaining, None)) is not None:
-                    ahead.append((bucket, [pool.submit(load_waveform, item, upstream.spec) for item in bucket]))
+                    ahead.append((bucket, [pool.submit(load_waveform, item, spec) for item in bucket]))
                 if not ahead:
                     return
                 bucket, futures = ahead.popleft()
-                _run_bucket(upstream, bucket, futures, writer, report, on_error)
+                _run_bucket(upstream, bucket, futures, writer, report, on_error, chunks)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -89,41 +95,6 @@ def load_waveform(item: Item, spec: UpstreamSpec) -> Tensor:
     return waveform
 
 
-@torch.no_grad()
-def forward_clips(upstream: Upstream, waveforms: Sequence[Tensor]) -> list[Representation]:
-    """Representations of single clips, computed together.
-
-    An upstream that has a method `extract_packed` (see `Upstream`) is run through it; else the clips are padded.
-    A batch that does not fit into memory is halved until it does.
-    """
-    device = upstream.device
-    try:
-        packed = getattr(upstream, "extract_packed", None)
-        if callable(packed):
-            return list(packed([_to(w, device) for w in waveforms]))
-        data, lengths = pad(waveforms)
-        return split_clips(upstream(_to(data, device), lengths.to(device)), len(waveforms))
-    except torch.OutOfMemoryError:
-        if len(waveforms) == 1:
-            raise
-    half = len(waveforms) // 2
-    return forward_clips(upstream, waveforms[:half]) + forward_clips(upstream, waveforms[half:])
-
-
-def split_clips(representation: Representation, count: int) -> list[Representation]:
-    """A batch of `count` clips -> one representation per clip, layers (T_k, D_k) of its own length."""
-    lengths = {stream: [n.tolist() for n in layers.lengths] for stream, layers in representation.items()}
-    clips: list[Representation] = []
-    for b in range(count):
-        single = {}
-        for stream, layers in representation.items():
-            counts = [n[b] for n in lengths[stream]]
-            states = tuple(h[b, :n] for h, n in zip(layers.hidden_states, counts, strict=True))
-            single[stream] = Layers(states, tuple(torch.tensor(n, dtype=torch.int64) for n in counts))
-        clips.append(single)
-    return clips
-
-
 def _run_bucket(
     upstream: Upstream,
     bucket: Sequence[Item],
@@ -131,6 +102,7 @@ def _run_bucket(
     writer: StoreWriter,
     report: Report,
     on_error: str,
+    chunks: Chunks | None,
 ) -> None:
     items: list[Item] = []
     waveforms: list[Tensor] = []
@@ -142,14 +114,22 @@ def _run_bucket(
             _skip(item, error, on_error, report)
     if not items:
         return
-    representations = forward_clips(upstream, waveforms)
-    if len(representations) != len(items):
-        raise InputError(f"The upstream's method extract_packed gave {len(representations)} clips for {len(items)}.")
+    short = [number for number, w in enumerate(waveforms) if chunks is None or len(w) <= chunks.samples]
+    found = dict(zip(short, forward_clips(upstream, [waveforms[n] for n in short]), strict=True)) if short else {}
     encoded: list[EncodedClip] = []
     seconds = 0.0
-    for item, representation in zip(items, representations, strict=True):
+    for number, item in enumerate(items):
         try:
-            encoded.append(writer.encode(item.clip.id, representation, input_key=item.input_key))
+            if number in found:
+                clip = writer.encode(item.clip.id, found[number], input_key=item.input_key)
+            else:
+                assert chunks is not None
+                store = writer.store
+                parts = encode_long(
+                    upstream, waveforms[number], chunks, item.clip.id, store.fingerprint.fields, store.folder
+                )
+                clip = writer.seal(item.clip.id, *parts, input_key=item.input_key)
+            encoded.append(clip)
             seconds += item.seconds
         except FAULTS as error:
             _skip(item, error, on_error, report)
@@ -160,9 +140,3 @@ def _run_bucket(
 def _skip(item: Item, error: MediaError | InputError, on_error: str, report: Report) -> None:
     skipped = fault(item.clip, error, on_error)
     report({"event": "skipped", "id": skipped.id, "path": skipped.path, "reason": skipped.reason})
-
-
-def _to(tensor: Tensor, device: torch.device) -> Tensor:
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)

@@ -39,7 +39,9 @@ def export(
         store: to read from.
         target: folder that does not exist yet; it appears when everything is in it.
         kind: "npy" (one file per clip and an index.json of ids and files), "kaldi" (feats.ark, feats.scp),
-            "hdf5" (features.h5, one data set per clip) or "webdataset" (tar files of <number>.npy and <number>.json).
+            "hdf5" (features.h5, one data set per clip), "webdataset" (tar files of <number>.npy and <number>.json) or
+            "parquet" (columns id, shape and features, the values in order; `datasets.load_dataset("parquet", ...)` of
+            Hugging Face reads it).
         stream: of the upstream.
         layer: number of one layer; None takes all of them. "kaldi" needs one for frames.
         stat: "mean", "std" or "max" instead of frames.
@@ -152,6 +154,23 @@ def _write_webdataset(arrays: Arrays, folder: Path) -> int:
     return count
 
 
+def _write_parquet(arrays: Arrays, folder: Path) -> int:
+    pyarrow, parquet = _optional("pyarrow"), _optional("pyarrow.parquet")
+    columns = [("id", pyarrow.string()), ("shape", pyarrow.list_(pyarrow.int64()))]
+    schema = pyarrow.schema([*columns, ("features", pyarrow.list_(pyarrow.float32()))])
+    count = 0
+    with parquet.ParquetWriter(folder / "features.parquet", schema) as writer:
+        for clip_id, array in arrays:
+            flat = pyarrow.array(array.astype(np.float32).reshape(-1))
+            features = pyarrow.ListArray.from_arrays(pyarrow.array([0, len(flat)], pyarrow.int32()), flat)
+            shape = pyarrow.array([list(array.shape)], schema.field("shape").type)
+            row = pyarrow.record_batch([pyarrow.array([clip_id]), shape, features], schema=schema)
+            # one row group per clip: what is read of a clip is the clip
+            writer.write_batch(row, row_group_size=1)
+            count += 1
+    return count
+
+
 def _optional(name: str) -> ModuleType:
     import importlib
 
@@ -166,5 +185,6 @@ KINDS: dict[str, Callable[[Arrays, Path], int]] = {
     "kaldi": _write_kaldi,
     "hdf5": _write_hdf5,
     "webdataset": _write_webdataset,
+    "parquet": _write_parquet,
 }
 """Export format -> what writes it."""

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmssl.errors import ConfigError, MediaError
-from mmssl.features.engine import Report, run_buckets
+from mmssl.features.engine import Report, load_waveform, run_buckets
 from mmssl.features.fingerprint import make_fingerprint
+from mmssl.features.forward import forward_clips
+from mmssl.features.header import write_notes
 from mmssl.features.jobs import check_can_be_built_elsewhere, run_jobs
 from mmssl.features.locks import FolderLock
+from mmssl.features.long_audio import make_chunks
 from mmssl.features.maintain import sweep
-from mmssl.features.plan import Item, Skipped, check_clips, make_plan
+from mmssl.features.plan import FAULTS, Item, Skipped, check_clips, make_plan
+from mmssl.features.precision import check_precision, compare, with_precision
 from mmssl.features.progress import Progress, duration
 from mmssl.features.store import FeatureStore
 from mmssl.types import Clip
@@ -23,6 +28,10 @@ if TYPE_CHECKING:
     import torch
 
     from mmssl.upstreams.base import Upstream
+
+
+_ERROR_CLIPS, _ERROR_SECONDS = 4, 10.0
+"""Clips, and seconds of each at most, on which the error of an arithmetic is measured."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,7 @@ class ExtractSummary:
         skipped: clips that were left out, and why.
         audio_seconds: of audio computed.
         wall_seconds: that it took, with planning.
+        precision_error: what another arithmetic than float32 changes, as it was measured; empty for float32.
     """
 
     folder: Path
@@ -46,8 +56,12 @@ class ExtractSummary:
     skipped: list[Skipped] = field(default_factory=list)
     audio_seconds: float = 0.0
     wall_seconds: float = 0.0
+    precision_error: str = ""
 
     def __str__(self) -> str:
+        return f"{self._counts()} {self.precision_error}".rstrip()
+
+    def _counts(self) -> str:
         text = f"{self.folder}: {self.done} clips computed, {self.reused} were there, {len(self.skipped)} skipped"
         if not self.done:
             return f"{text}; nothing to compute." if not self.skipped else f"{text}."
@@ -68,6 +82,11 @@ def extract(
     pooled: Sequence[str] = ("mean", "std"),
     layers: Sequence[int] | None = None,
     dtype: str = "float32",
+    stride: int = 1,
+    precision: str = "fp32",
+    int8: bool = False,
+    chunk_seconds: float | None = None,
+    chunk_overlap: float = 2.0,
     on_error: str = "raise",
     max_seconds: float | None = None,
     batch_seconds: float = 32.0,
@@ -95,12 +114,21 @@ def extract(
         layers: numbers of the layers to keep, negative ones from the end; None keeps all.
         dtype: of the frames in the store: "float32" is exact, "float16" halves the size and rounds to 11 bits
             (relative error at most 2^-11 between 6e-5 and 65,504).
+        stride: keep every `stride`-th frame only; pooled statistics are over all frames.
+        precision: to compute in, "fp32", "bf16" or "fp16" (a GPU's fast types; slow on most CPUs).
+        int8: run linear layers on 8-bit integers with a scale per row: faster on CPUs, and the same in any batch.
+            What it and `precision` change is measured on some clips, and noted in the store's header.
+        chunk_seconds: cut longer clips into chunks of so many seconds, in memory of that size; None for no cut.
+            Upstreams whose frames see a known stretch (spectral ones) are always cut, and exactly; others see nothing
+            beyond a chunk and its overlap, so that the choice changes features and is part of the fingerprint.
+        chunk_overlap: seconds that a chunk sees beyond both of its ends; frames there are not kept.
         on_error: a clip that cannot be read or is too short or long for the upstream: "raise" stops, "skip" leaves it
             out and lists it. Nothing is ever put in its place.
         max_seconds: a longer clip counts as one that cannot be read; None for no limit.
         batch_seconds: of audio in a batch, padding included; a longer clip makes a batch alone.
         shard_seconds: a shard is written at least so often, in s of wall time: the work that a kill can cost.
-        jobs: processes, each with its own upstream. On few CPU cores one per core is faster than threads.
+        jobs: processes, each with its own upstream. On few CPU cores one per core is faster than threads for
+            transformers; an upstream that takes less time than starting a process (spectral ones) is faster with 1.
         num_workers: threads per process that decode and resample.
         rank, world_size: share of this call when several calls (torchrun, an array of jobs) fill one folder.
         progress: show a bar, or lines where standard error is no terminal.
@@ -121,7 +149,11 @@ def extract(
     if "waveforms" not in built.spec.inputs:
         raise ConfigError(f"Extraction reads audio, and {type(built).__name__} takes {', '.join(built.spec.inputs)}.")
     outputs: dict[str, Any] = {"frames": frames, "pooled": list(pooled), "dtype": dtype}
-    outputs["layers"] = None if layers is None else list(layers)
+    outputs |= {"layers": None if layers is None else list(layers), "stride": stride}
+    outputs |= check_precision(precision, int8)
+    chunks = make_chunks(built, chunk_seconds, chunk_overlap, stride)
+    if chunks is not None and not chunks.exact:
+        outputs |= {"chunk_seconds": chunk_seconds, "chunk_overlap": chunk_overlap}
     fingerprint = make_fingerprint(built, kwargs=fingerprint_kwargs, **outputs)
     store = FeatureStore.create(folder, fingerprint)
     # a single run excludes all others; ranks of one run let each other in
@@ -138,18 +170,29 @@ def extract(
             max_seconds=max_seconds,
             num_workers=num_workers,
         )
+        running = with_precision(built, precision, int8)
+        if running is not built and plan.buckets and rank == 0:
+            _note_error(store, built, running, plan.buckets)
         with Progress(plan.num_clips, plan.seconds, show=progress and bool(plan.buckets)) as bar:
             report = _reporter(bar, plan.skipped)
             shares = _shares(plan.buckets, jobs, rank, world_size)
             if len(shares) == 1:
                 name, buckets = shares[0]
                 with store.writer(name, max_seconds=shard_seconds, wait=10.0) as writer:
-                    run_buckets(built, buckets, writer, report, on_error=on_error, num_workers=num_workers)
+                    options: dict[str, Any] = {"on_error": on_error, "num_workers": num_workers, "chunks": chunks}
+                    run_buckets(running, buckets, writer, report, **options)
             elif shares:
                 # the workers build their own
-                del built
-                task = {"upstream": upstream, "kwargs": kwargs, "seed": seed, "device": str(device), "outputs": outputs}
+                del built, running
+                task: dict[str, Any] = {
+                    "upstream": upstream,
+                    "kwargs": kwargs,
+                    "seed": seed,
+                    "device": str(device),
+                    "outputs": outputs,
+                }
                 task |= {"folder": str(store.folder.absolute()), "on_error": on_error}
+                task |= {"precision": precision, "int8": int8, "chunks": None if chunks is None else asdict(chunks)}
                 run_jobs({**task, "num_workers": num_workers, "shard_seconds": shard_seconds}, shares, report)
     summary = ExtractSummary(
         store.folder,
@@ -159,6 +202,7 @@ def extract(
         plan.skipped,
         bar.done_seconds,
         time.monotonic() - started,
+        str(store.notes.get("precision_error", "")),
     )
     if world_size == 1 and len(plan.skipped) == len(clips):
         first = plan.skipped[0]
@@ -197,6 +241,22 @@ def _build(
     if upstream.training:
         raise ConfigError("The upstream is in training mode: call eval() on it, so that its features are repeatable.")
     return upstream, None
+
+
+def _note_error(store: FeatureStore, exact: Upstream, running: Upstream, buckets: list[list[Item]]) -> None:
+    """Measure what another arithmetic changes on a few clips, and note it in the store, if nobody has yet."""
+    if "precision_error" in store.notes:
+        return
+    items = [bucket[-1] for bucket in buckets if bucket[-1].seconds <= _ERROR_SECONDS] or [buckets[-1][-1]]
+    waveforms = []
+    for item in items[:: -(-len(items) // _ERROR_CLIPS)]:
+        # the run itself says what is wrong with a clip
+        with contextlib.suppress(*FAULTS):
+            waveforms.append(load_waveform(item, exact.spec))
+    if waveforms:
+        found = compare(forward_clips(exact, waveforms), forward_clips(running, waveforms))
+        store.notes["precision_error"] = str(found)
+        write_notes(store.folder, store.notes)
 
 
 def _shares(buckets: list[list[Item]], jobs: int, rank: int, world_size: int) -> list[tuple[str, list[list[Item]]]]:

@@ -65,6 +65,8 @@ def make_fingerprint(
     pooled: Sequence[str] = ("mean", "std"),
     layers: Sequence[int] | None = None,
     dtype: str = "float32",
+    stride: int = 1,
+    **options: Any,
 ) -> Fingerprint:
     """Fingerprint of what `extract` writes with these settings.
 
@@ -77,9 +79,11 @@ def make_fingerprint(
         pooled: statistics over time that are kept: "mean", "std", "max".
         layers: numbers of the layers that are kept, of every stream, negative ones from the end; None keeps all.
         dtype: type of the frames on disk, "float32" or "float16". Pooled values are always float32.
+        stride: of the frames, every `stride`-th is kept; pooled values are over all.
+        options: further plain values that features depend on, such as the arithmetic.
 
     Raises:
-        ConfigError: an unknown statistic or type, a layer that does not exist, or nothing to keep.
+        ConfigError: an unknown statistic or type, a layer that does not exist, a stride below 1, or nothing to keep.
     """
     wrong = [name for name in pooled if name not in STATISTICS]
     if wrong:
@@ -87,6 +91,8 @@ def make_fingerprint(
         raise ConfigError(f"There is no pooled statistic {wrong[0]!r}.{hint} Known ones: {', '.join(STATISTICS)}.")
     if dtype not in FRAME_TYPES:
         raise ConfigError(f"dtype of the frames must be one of {', '.join(FRAME_TYPES)}, got {dtype!r}.")
+    if isinstance(stride, bool) or not isinstance(stride, int) or stride < 1:
+        raise ConfigError(f"stride must be a whole number of frames, 1 or more, got {stride!r}.")
     if not frames and not pooled:
         raise ConfigError("frames=False with no pooled statistic keeps nothing: ask for one of the two.")
     streams = {}
@@ -96,7 +102,7 @@ def make_fingerprint(
             "num_layers": stream.num_layers,
             "layers": kept,
             "hidden_sizes": [stream.hidden_sizes[k] for k in kept],
-            "hop_lengths": [stream.hop_lengths[k] for k in kept],
+            "hop_lengths": [stream.hop_lengths[k] * stride for k in kept],
             "tokens_per_frame": stream.tokens_per_frame,
         }
     fields = {
@@ -110,6 +116,9 @@ def make_fingerprint(
         "dtype": dtype,
         "pooled": [name for name in STATISTICS if name in pooled],
     }
+    # only where they are used, so that stores of plain features keep their fingerprints
+    fields |= {"stride": stride} if stride > 1 else {}
+    fields |= options
     if kwargs is None:
         fields["attributes"] = _attributes_hash(upstream)
     else:

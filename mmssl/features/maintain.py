@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import os
 import re
-from collections.abc import Collection
+import shutil
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -104,6 +107,51 @@ def gc(store: FeatureStore) -> int:
                 _delete(store.folder / name)
         store.refresh()
         return before - _size(store.folder)
+
+
+def merge(sources: Sequence[FeatureStore], folder: str | Path) -> FeatureStore:
+    """Put stores of one fingerprint together in one folder; of a clip that several hold, the latest entry counts.
+
+    Shards are linked where the file system can, and copied elsewhere; the sources stay as they are.
+
+    Args:
+        sources: at least one, with equal fingerprints.
+        folder: new, or a store of the same fingerprint.
+
+    Raises:
+        StoreError: fingerprints differ (the differences are listed), a source is damaged or is the target, or writing
+            fails.
+    """
+    target = FeatureStore.create(folder, sources[0].fingerprint)
+    for source in sources:
+        differences = sources[0].fingerprint.differences(source.fingerprint)
+        if differences:
+            listed = "\n  ".join(differences)
+            raise StoreError(f"{source.folder} holds other features than {sources[0].folder}:\n  {listed}")
+        if source.damaged_parts or source.folder.resolve() == target.folder.resolve():
+            raise StoreError(f"{source.folder} is damaged or is the target: verify it, or name another folder.")
+    with FolderLock(target.folder, "run"), FolderLock(target.folder, "merge"), explain_write_errors(target.folder):
+        number = remove_leftovers(target.folder, "merge")
+        for source in sources:
+            for part in source.parts.values():
+                number += 1
+                shard = target.folder / f"shard-merge-{number:06d}.safetensors"
+                _link(source.folder / part.shard, shard)
+                entries = [dataclasses.replace(entry, shard=shard.name) for entry in part.entries]
+                write_part(shard.with_suffix(".jsonl"), part.size, part.crc32, entries)
+    target.refresh()
+    return target
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        temporary = target.with_name(target.name.replace("shard-", "tmp-", 1))
+        shutil.copyfile(source, temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
 
 
 def sweep(folder: Path) -> None:

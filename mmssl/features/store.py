@@ -1,6 +1,6 @@
 """Feature stores: frames and pooled statistics of all layers of many clips, in one folder.
 
-store.json                        what the features depend on (the fingerprint) and the layout's version
+store.json                        see `mmssl.features.header`
 shard-<writer>-<n>.safetensors    see `mmssl.features.shards`
 shard-<writer>-<n>.jsonl
 .lock-<name>                      held by whoever writes
@@ -9,8 +9,6 @@ shard-<writer>-<n>.jsonl
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,14 +18,14 @@ import torch
 from torch import Tensor
 
 from mmssl.errors import StoreError, did_you_mean
-from mmssl.features.fingerprint import SCHEMA, Fingerprint
-from mmssl.features.shards import Entry, Part, explain_write_errors, read_part, write_atomically
+from mmssl.features.fingerprint import Fingerprint
+from mmssl.features.header import HEADER, read_header, write_header
+from mmssl.features.shards import Entry, Part, explain_write_errors, read_part
 from mmssl.types import Layers, Representation
 
 if TYPE_CHECKING:
     from mmssl.features.writer import StoreWriter
 
-HEADER = "store.json"
 _OPEN_SHARDS = 64
 
 
@@ -46,7 +44,7 @@ class FeatureStore:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self.fingerprint = _read_header(self.folder)
+        self.fingerprint, self.notes = read_header(self.folder)
         self.parts: dict[str, Part] = {}
         self.damaged_parts: dict[str, str] = {}
         self._entries: dict[str, Entry] = {}
@@ -70,7 +68,7 @@ class FeatureStore:
                     f"{folder} is not empty and no feature store ({others[0]} is in it, {HEADER} is not): "
                     f"name a new or an empty folder."
                 )
-            _write_header(folder, fingerprint)
+            write_header(folder, fingerprint)
         store = cls(folder)
         differences = store.fingerprint.differences(fingerprint)
         if differences:
@@ -262,42 +260,3 @@ class FeatureStore:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_shards": OrderedDict()}
-
-
-def _read_header(folder: Path) -> Fingerprint:
-    path = folder / HEADER
-    try:
-        header = json.loads(path.read_text())
-        schema, fields = header["schema"], header["fingerprint"]
-    except FileNotFoundError:
-        raise StoreError(
-            f"{folder} is no feature store: it has no {HEADER}. `mmssl extract` makes one; or check the path."
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path} is damaged: {error!r}. Extract again into another folder.") from error
-    if schema != SCHEMA:
-        raise StoreError(
-            f"{folder} was written in layout {schema} (mmssl {header.get('mmssl', 'unknown')}), this mmssl reads "
-            f"layout {SCHEMA}. Read it with that version, or extract again into another folder."
-        )
-    fingerprint = Fingerprint(fields)
-    if fingerprint.digest != header.get("digest"):
-        raise StoreError(f"{path} is damaged: its digest does not fit its fields. Extract again into another folder.")
-    return fingerprint
-
-
-def _write_header(folder: Path, fingerprint: Fingerprint) -> None:
-    fields = dict(fingerprint.fields)
-    header = {"schema": SCHEMA, "mmssl": fields.get("mmssl"), "digest": fingerprint.digest, "fingerprint": fields}
-    temporary = folder / f"tmp-header-{os.getpid()}.json"
-    write_atomically(temporary, [f"{json.dumps(header, indent=1)}\n".encode()], folder / f"{temporary.name}.part")
-    with explain_write_errors(folder):
-        try:
-            # a link, unlike a rename, does not replace what another process has put there in the meantime
-            os.link(temporary, folder / HEADER)
-        except FileExistsError:
-            pass
-        except OSError:
-            temporary.replace(folder / HEADER)
-        finally:
-            temporary.unlink(missing_ok=True)

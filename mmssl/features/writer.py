@@ -120,7 +120,19 @@ class StoreWriter:
         """Pool, cast and check the representation of one clip, as `add` does, without adding it."""
         if not clip_id:
             raise InputError("A clip id must not be empty.")
-        arrays, lengths = encode_clip(clip_id, representation, self.store.fingerprint.fields)
+        return self.seal(
+            clip_id, *encode_clip(clip_id, representation, self.store.fingerprint.fields), input_key=input_key
+        )
+
+    def seal(
+        self,
+        clip_id: str,
+        arrays: Mapping[str, np.ndarray],
+        lengths: Mapping[str, int | list[int]],
+        *,
+        input_key: str = "",
+    ) -> EncodedClip:
+        """Name the arrays of a clip, as `encode_clip` gives them, and sum them up."""
         named = {f"{clip_id}/{name}": array for name, array in arrays.items()}
         return EncodedClip(clip_id, input_key, named, content_crc(named), lengths)
 
@@ -225,10 +237,14 @@ def encode_clip(
             raise InputError(f"The clip {clip_id!r} has no frame: it is shorter than one window of the upstream.")
         if fields["frames"]:
             # copies: the upstream may use its buffers again, and a view would keep the whole batch in memory
+            thin = [every(h, fields.get("stride", 1), declared["tokens_per_frame"]) for h in kept]
             if stacked:
-                groups = {f"{stream}/frames": torch.stack(kept)}
+                arrays[f"{stream}/frames"] = _stack(clip_id, thin, fields["dtype"])
+                groups = {}
             else:
-                groups = {f"{stream}/frames/{k}": h.clone() for k, h in enumerate(kept)}
+                groups = {f"{stream}/frames/{k}": h.clone() for k, h in enumerate(thin)}
+            counts = [len(h) for h in thin]
+            lengths[stream] = counts[0] if stacked else counts
             arrays |= {name: _to_array(clip_id, group, fields["dtype"]) for name, group in groups.items()}
         # layer by layer, because one layer in float64 fits into the cache
         pooled = [pool_frames(h, fields["pooled"]) for h in kept]
@@ -239,6 +255,13 @@ def encode_clip(
             else:
                 arrays |= {f"{stream}/{stat}/{k}": _to_array(clip_id, row, "float32") for k, row in enumerate(rows)}
     return arrays, lengths
+
+
+def every(frames: Tensor, stride: int, tokens: int = 1) -> Tensor:
+    """Every `stride`-th time step of frames (T, D), the first included; a step has `tokens` rows, in order."""
+    if stride == 1:
+        return frames
+    return frames[::stride] if tokens == 1 else frames.unflatten(0, (-1, tokens))[::stride].flatten(0, 1)
 
 
 def _kept_layers(clip_id: str, stream: str, layers: Layers, declared: Mapping[str, Any]) -> list[Tensor]:
@@ -257,11 +280,26 @@ def _kept_layers(clip_id: str, stream: str, layers: Layers, declared: Mapping[st
     return kept
 
 
+def _stack(clip_id: str, layers: Sequence[Tensor], dtype: str) -> np.ndarray:
+    """Layers (T, D) -> (L, T, D), cast one by one while they are in the cache."""
+    kind: torch.dtype = getattr(torch, dtype)
+    stacked = torch.empty(len(layers), *layers[0].shape, dtype=kind)
+    for place, layer in zip(stacked, layers, strict=True):
+        _check_range(clip_id, layer, kind)
+        place.copy_(layer)
+    return stacked.numpy()
+
+
 def _to_array(clip_id: str, tensor: Tensor, dtype: str) -> np.ndarray:
     kind: torch.dtype = getattr(torch, dtype)
+    _check_range(clip_id, tensor, kind)
+    return tensor.to(kind).cpu().numpy()
+
+
+def _check_range(clip_id: str, tensor: Tensor, kind: torch.dtype) -> None:
     # the extremes carry NaN along, and take a twentieth of the time of a test of every value
     low, high = (float(value) for value in torch.aminmax(tensor))
     if not max(-low, high) <= torch.finfo(kind).max:
-        remedy = ' or exceeds 65,504, the largest float16: extract with dtype="float32"' if dtype == "float16" else ""
+        half = kind == torch.float16
+        remedy = ' or exceeds 65,504, the largest float16: extract with dtype="float32"' if half else ""
         raise InputError(f"A feature of the clip {clip_id!r} is NaN or infinite{remedy}.")
-    return tensor.to(kind).cpu().numpy()

@@ -124,7 +124,12 @@ def _short(sizes: tuple[int, ...]) -> str:
 
 
 def _expected_lengths(case: Case, batch: Batch, stream: str, layer: int) -> Tensor | None:
-    """What `output_lengths` says for a batch; None for a stream whose own unit the batch does not have."""
+    """What `output_lengths` says for a batch; None for a stream whose own unit the batch does not have.
+
+    A fusion without a time axis holds the tokens of two inputs: the length of one does not tell how many.
+    """
+    if stream == "fusion" and not case.spec.streams[stream].hop_lengths[layer]:
+        return None
     unit = "video" if stream == "video" or "waveforms" not in case.spec.inputs else "waveforms"
     if stream == "image" or "images" in batch.tensors:
         lengths = torch.ones(batch.size, dtype=torch.int64)
@@ -228,6 +233,51 @@ def _compare_batches(case: Case, fill: float) -> str:
     return f"largest difference {worst:.1e} of the layer's scale"
 
 
+def check_packed(case: Case) -> str:
+    """`extract_packed`, where there is one, gives each clip what it has alone."""
+    packed = getattr(case.upstream, "extract_packed", None)
+    if not callable(packed):
+        raise SkippedError("it has no extract_packed")
+    batch = case.draw(case.lengths(), ("waveforms",))
+    clips = [batch.select([b]) for b in range(batch.size)]
+    found = list(packed([clip.tensors["waveforms"][0] for clip in clips]))
+    require(len(found) == batch.size, f"it gives {len(found)} clips for {batch.size}")
+    worst = 0.0
+    for number, (clip, one) in enumerate(zip(clips, found, strict=True)):
+        alone = case.run(clip)
+        require(set(alone) == set(one), f"it gives the streams {sorted(one)}, forward {sorted(alone)}")
+        for (stream, k, a, _), (_, _, b, n) in zip(each_layer(alone), each_layer(one), strict=True):
+            name = f"layer {k} of {stream}, clip {number}"
+            require(
+                a[0].shape == b.shape and n.dim() == 0 and int(n) == len(b),
+                f"{name} is {tuple(b.shape)} of length {n.tolist()}, alone it is {tuple(a[0].shape)}",
+            )
+            worst = max(worst, float((a[0] - b).abs().max()) / scale(a))
+    require(worst <= case.tolerance, f"it differs from forward by {worst:.1e} of the scale, over {case.tolerance:.0e}")
+    return f"largest difference to each clip alone {worst:.1e} of the layer's scale"
+
+
+def check_frame_context(case: Case) -> str:
+    """A frame depends on no sample outside the context that `frame_context` declares."""
+    context = case.upstream.frame_context()
+    if context is None:
+        raise SkippedError("it declares none: a frame may depend on the whole clip")
+    hop = max(max(stream.hop_lengths) for stream in case.spec.streams.values())
+    frame = context + 3
+    start, end = (frame - context) * hop, (frame + context) * hop + case.spec.min_length
+    batch = case.draw([case.clamp(end + 3 * hop)], ("waveforms",))
+    changed = batch.tensors["waveforms"].clone()
+    changed[:, :start], changed[:, end:] = -0.5 * changed[:, :start].flip(1), 0.3 * changed[:, end:].flip(1)
+    other = case.run(Batch({"waveforms": changed}, batch.lengths))
+    for (stream, k, a, _), (_, _, b, _) in zip(each_layer(case.run(batch)), each_layer(other), strict=True):
+        worst = float((a[0, frame] - b[0, frame]).abs().max()) / scale(a)
+        require(
+            worst <= case.tolerance,
+            f"frame {frame} of layer {k} of {stream} changes with samples beyond {context} frames, by {worst:.1e}",
+        )
+    return f"a frame sees {context} frames on either side and no more"
+
+
 def check_too_short(case: Case) -> str:
     """One sample less than the minimum is refused in words that name the minimum."""
     spec = case.spec
@@ -329,6 +379,8 @@ CHECKS: dict[str, Callable[[Case], str]] = {
     "declared hops": check_hops,
     "alone = padded = shuffled": check_padding,
     "garbage in the padding": check_garbage,
+    "packed = alone": check_packed,
+    "declared context": check_frame_context,
     "too short input": check_too_short,
     "float16 and bfloat16": check_half,
     "device": check_device,

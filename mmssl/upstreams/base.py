@@ -25,6 +25,10 @@ class Upstream(nn.Module, ABC):
 
     A subclass sets `self.spec` in its constructor, whose arguments are plain values (no config object), and implements
     `extract` and `output_lengths`.
+
+    It may also have a method `extract_packed(waveforms: Sequence[Tensor]) -> list[Representation]`, which takes clips
+    (T_b,) of unequal length, each within the spec's limits, and gives per clip what `forward` gives it alone: tensors
+    (T_k, D_k) and scalar lengths. Feature extraction calls it, so that no padding is computed.
     """
 
     spec: UpstreamSpec
@@ -43,6 +47,17 @@ class Upstream(nn.Module, ABC):
     @abstractmethod
     def output_lengths(self, lengths: Tensor, stream: str = "audio", layer: int = -1) -> Tensor:
         """Number of frames (B,) that a layer has for inputs of `lengths` (B,) samples or video frames."""
+
+    def frame_context(self) -> int | None:
+        """How far a frame of a waveform upstream looks beyond its own window.
+
+        Frame t of every layer depends only on frames t - n ... t + n of windows `spec.min_length` samples long, a hop
+        apart: then a long recording can be computed exactly in pieces.
+
+        Returns:
+            n; 0 where a frame is a function of its own window. None, the default, where it may depend on all.
+        """
+        return None
 
     def forward(
         self,

@@ -87,6 +87,10 @@ class Spectral(Upstream):
         """Number of whole windows."""
         return window_count(lengths, self.window, self.hop)
 
+    def frame_context(self) -> int | None:
+        """Two frames per order of deltas; None where features are normalised over the clip."""
+        return 2 * self.deltas if self.normalize == "none" else None
+
     def extract(self, inputs: Inputs) -> Representation:
         """One layer (B, frames, size * (1 + deltas))."""
         assert inputs.waveforms is not None  # `forward` has checked it

@@ -165,14 +165,14 @@ class SpeechTransformer(Upstream):
         """Frames (B,) of clips of `lengths` (B,) samples; all layers have the same."""
         return self.front_end.output_lengths(lengths)
 
-    def extract_packed(self, waveforms: Sequence[Tensor]) -> list[Layers]:
+    def extract_packed(self, waveforms: Sequence[Tensor]) -> list[Representation]:
         """All layers of each clip, computed without any padding.
 
         Args:
             waveforms: clips (T_b,) in [-1, 1] at 16 kHz, each at least `spec.min_length` samples.
 
         Returns:
-            Per clip, a `Layers` of tensors (T', D) and scalar lengths.
+            Per clip, the stream "audio": a `Layers` of tensors (T', D) and scalar lengths.
         """
         for clip in waveforms:
             if clip.dim() != 1 or len(clip) < self.spec.min_length:
@@ -184,7 +184,8 @@ class SpeechTransformer(Upstream):
         per_layer = [state.split() for state in states]
         lengths = [torch.tensor(n, device=states[0].data.device) for n in states[0].lengths]
         return [
-            Layers(tuple(clips[b] for clips in per_layer), (length,) * len(states)) for b, length in enumerate(lengths)
+            {"audio": Layers(tuple(clips[b] for clips in per_layer), (length,) * len(states))}
+            for b, length in enumerate(lengths)
         ]
 
     def encode(self, waveforms: Padded, mask: Tensor | None = None, mask_embedding: Tensor | None = None) -> Layers:

@@ -62,8 +62,8 @@ def peer_states(model: PreTrainedModel, clip: torch.Tensor) -> list[torch.Tensor
 
 def assert_same(ours: SpeechTransformer, clip: torch.Tensor, theirs: list[torch.Tensor]) -> None:
     with torch.no_grad():
-        fast = ours.extract_packed([clip, clip[: len(clip) // 2]])[0].hidden_states
-    plain = ours.extract_packed([clip.clone().requires_grad_()])[0].hidden_states
+        fast = ours.extract_packed([clip, clip[: len(clip) // 2]])[0]["audio"].hidden_states
+    plain = ours.extract_packed([clip.clone().requires_grad_()])[0]["audio"].hidden_states
     for states in (fast, plain):
         assert len(states) == len(theirs)
         for k, (a, b) in enumerate(zip(states, theirs, strict=True)):
@@ -81,7 +81,7 @@ def test_tiny_models_of_every_family(case: str, tmp_path: Path) -> None:
     if ours.config.layer_norm_first:
         with torch.no_grad():
             last = theirs(clip[None]).last_hidden_state[0]
-            finished = ours.encoder.finish(ours.extract_packed([clip])[0].hidden_states[-1])
+            finished = ours.encoder.finish(ours.extract_packed([clip])[0]["audio"].hidden_states[-1])
         assert torch.allclose(finished, last, atol=1e-5 * float(last.abs().max()))
 
 
@@ -98,7 +98,7 @@ def test_what_is_written_loads_in_transformers_with_equal_outputs(case: str, tmp
     prepared = prepare(clip.numpy(), sampling_rate=16000, return_tensors="pt").input_values
     with torch.no_grad():
         states = theirs.eval()(prepared, output_hidden_states=True).hidden_states
-    for a, b in zip(ours.extract_packed([clip])[0].hidden_states, states, strict=True):
+    for a, b in zip(ours.extract_packed([clip])[0]["audio"].hidden_states, states, strict=True):
         assert (a - b[0]).abs().max() <= 1e-5 * b.abs().max()
 
 
@@ -155,7 +155,7 @@ def test_torchaudio_state_dicts(large: bool, wavlm: bool, tmp_path: Path) -> Non
     clip = torch.randn(4000) * 0.1
     with torch.no_grad():
         theirs = peer_model.extract_features(clip[None])[0]
-    states = ours.extract_packed([clip])[0].hidden_states[1:]
+    states = ours.extract_packed([clip])[0]["audio"].hidden_states[1:]
     for a, b in zip(states, theirs, strict=True):
         assert (a - b[0]).abs().max() <= 1e-5 * b.abs().max()
 

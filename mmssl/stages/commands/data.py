@@ -51,6 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     mini = actions.add_parser("mini", help="make the embedded synthetic corpus")
     mini.add_argument("folder", metavar="FOLDER", type=Path)
     mini.add_argument("--seed", type=int, default=0)
+    kind = mini.add_mutually_exclusive_group()
+    kind.add_argument("--video", action="store_true", help="a drawn face that speaks to every clip (a minute or two)")
+    kind.add_argument("--images", action="store_true", help="labelled images of drawn shapes instead of speech")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -163,9 +166,15 @@ def _export(args: argparse.Namespace) -> int:
 
 def _mini(args: argparse.Namespace) -> int:
     from mmssl.data.manifest import write_manifest
-    from mmssl.media.mini import make_mini
 
-    clips = make_mini(args.folder, seed=args.seed)
+    if args.images:
+        from mmssl.media.mini_images import make_mini_images
+
+        clips = make_mini_images(args.folder, seed=args.seed)
+    else:
+        from mmssl.media.mini import make_mini
+
+        clips = make_mini(args.folder, seed=args.seed, **({"video": True} if args.video else {}))
     manifest = args.folder / "manifest.jsonl"
     write_manifest(manifest, clips)
     print(f"{manifest}: {len(clips)} clips.")

@@ -43,6 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--layers", help="numbers with commas between, as in 0,6,-1 (default all)")
     parser.add_argument("--dtype", default="float32", help="of the frames: float32 or float16 (default float32)")
+    parser.add_argument("--stride", type=int, default=1, help="keep every N-th frame (default 1)")
+    parser.add_argument("--precision", default="fp32", help="to compute in: fp32, bf16 or fp16 (default fp32)")
+    parser.add_argument("--int8", action="store_true", help="linear layers on 8-bit integers, a scale per row")
+    parser.add_argument("--chunk-seconds", type=float, help="cut longer clips into chunks (default: only where exact)")
+    parser.add_argument(
+        "--chunk-overlap", type=float, default=2.0, help="seconds seen beyond both ends of a chunk (default 2)"
+    )
     parser.add_argument(
         "--on-error", choices=("raise", "skip"), default="raise", help="a clip that cannot be used (default raise)"
     )
@@ -57,6 +64,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rank", type=int, help="which share of the clips is done here, from 0 (default from torchrun)"
     )
     parser.add_argument("--world-size", type=int, help="number of shares (default from torchrun, or 1)")
+    parser.add_argument(
+        "--launcher",
+        choices=("none", "local", "slurm"),
+        default="none",
+        help="start --world-size ranks here (local) or as an array of Slurm jobs, and wait for them (default none)",
+    )
+    parser.add_argument(
+        "--launcher-option", action="append", default=[], metavar="KEY=VALUE", help="for Slurm: slurm_partition=gpu ..."
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress and no summary")
 
 
@@ -66,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
     kwargs = parse_pairs(pairs)
     layers = None if args.layers is None else _numbers(args.layers)
     pooled = [word for word in args.pooled.split(",") if word and args.pooled != "none"]
+    if args.launcher != "none":
+        return _launch(args)
     rank, world_size = _share(args)
     from mmssl.features.extract import extract
 
@@ -80,6 +98,11 @@ def run(args: argparse.Namespace) -> int:
         pooled=pooled,
         layers=layers,
         dtype=args.dtype,
+        stride=args.stride,
+        chunk_seconds=args.chunk_seconds,
+        chunk_overlap=args.chunk_overlap,
+        precision=args.precision,
+        int8=args.int8,
         on_error=args.on_error,
         max_seconds=args.max_seconds,
         batch_seconds=args.batch_seconds,
@@ -94,6 +117,37 @@ def run(args: argparse.Namespace) -> int:
         print(f"skipped {skipped.id}: {skipped.reason}", file=sys.stderr)
     if not args.quiet:
         print(summary)
+    return 0
+
+
+def _launch(args: argparse.Namespace) -> int:
+    from mmssl.features.launch import launch
+
+    if args.rank is not None or args.world_size is None:
+        raise ConfigError("--launcher needs --world-size, the number of ranks to start, and no --rank.")
+    options: tuple[str, ...] = (
+        "frames",
+        "pooled",
+        "layers",
+        "dtype",
+        "stride",
+        "precision",
+        "int8",
+        "chunk_seconds",
+        "chunk_overlap",
+    )
+    options += ("on_error", "max_seconds", "batch_seconds", "shard_seconds", "jobs", "num_workers", "seed", "device")
+    words = [args.manifest, args.folder]
+    for name in options:
+        value, flag = getattr(args, name), f"--{name.replace('_', '-')}"
+        if value is True or value is False:
+            words += [flag] if value else ["--no-frames"] if name == "frames" else []
+        elif value is not None:
+            words += [f"{flag}={value}"]
+    words += ["--upstream", *args.upstream]
+    output = launch(words, args.folder, args.world_size, args.launcher, parse_pairs(args.launcher_option))
+    if not args.quiet:
+        print("\n".join(output))
     return 0
 
 

@@ -20,10 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verify.add_argument("--remove", action="store_true", help="take damaged clips out, so that they are computed again")
     clean = actions.add_parser("gc", help="delete superseded shards and what dead runs left")
     export = actions.add_parser("export", help="copy into a format that other tools read")
+    together = actions.add_parser("merge", help="put stores of one fingerprint together")
+    together.add_argument("folder", metavar="TARGET", help="new folder, or a store to add to")
+    together.add_argument("sources", nargs="+", metavar="SOURCE", help="store to take clips from")
     for action in (info, verify, clean, export):
         action.add_argument("folder", metavar="FOLDER", help="of the feature store")
     export.add_argument("target", metavar="TARGET", help="new folder")
-    export.add_argument("--format", default="npy", help="npy, kaldi, hdf5 or webdataset (default npy)")
+    export.add_argument("--format", default="npy", help="npy, kaldi, hdf5, webdataset or parquet (default npy)")
     export.add_argument("--stream", default="audio", help="default audio")
     export.add_argument("--layer", type=int, help="number of one layer, negative from the end (default all)")
     export.add_argument("--stat", help="mean, std or max instead of frames")
@@ -33,6 +36,12 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     from mmssl.features.store import FeatureStore
 
+    if args.action == "merge":
+        from mmssl.features.maintain import merge
+
+        merged = merge([FeatureStore(source) for source in args.sources], args.folder)
+        print(f"{merged.folder}: {len(merged)} clips of {len(args.sources)} stores")
+        return 0
     store = FeatureStore(args.folder)
     if args.action == "info":
         return _info(store)
@@ -61,6 +70,8 @@ def _info(store: FeatureStore) -> int:
         widths, hops = (sorted(set(stream[key])) for key in ("hidden_sizes", "hop_lengths"))
         kept = f"{len(stream['layers'])} of {stream['num_layers']} layers"
         print(f"  {name:<12} {kept}, width {_list(widths)}, hop {_list(hops)} at {store.sample_rate} Hz")
+    for name, text in store.notes.items():
+        print(f"  {name.replace('_', ' ')}: {text}")
     print(f"  fingerprint  {store.fingerprint.digest}")
     print(f"  written by   mmssl {fields['mmssl']}, layout {fields['schema']}")
     for text in store.damaged_parts.values():

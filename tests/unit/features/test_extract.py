@@ -15,8 +15,8 @@ import soundfile
 import torch
 
 from mmssl.errors import ConfigError, DataError, InputError, MediaError, StoreError
-from mmssl.features.engine import forward_clips, split_clips
 from mmssl.features.extract import extract
+from mmssl.features.forward import forward_clips, split_clips
 from mmssl.features.locks import FolderLock
 from mmssl.features.maintain import verify
 from mmssl.features.plan import Item, make_buckets

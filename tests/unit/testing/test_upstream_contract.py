@@ -182,6 +182,23 @@ class GivesNan(DummyAudio):
         return map_layers(super().extract(inputs), lambda h: h / 0 if h.shape[1] == 1 else h)
 
 
+class PacksWithTheMeanOfAll(DummyAudio):
+    def extract_packed(self, waveforms: list[torch.Tensor]) -> list[Representation]:
+        mean = torch.cat(list(waveforms)).mean()
+        found = [self((clip - mean)[None])["audio"] for clip in waveforms]
+        return [{"audio": Layers(tuple(h[0] for h in f.hidden_states), tuple(n[0] for n in f.lengths))} for f in found]
+
+
+class DeclaresTooLittleContext(DummyAudio):
+    def frame_context(self) -> int:
+        return 0
+
+    def extract(self, inputs: Inputs) -> Representation:
+        audio = super().extract(inputs)["audio"]
+        before = tuple(h + h.roll(1, dims=1) for h in audio.hidden_states)
+        return {"audio": Layers(before, audio.lengths)}
+
+
 BROKEN = [
     (TouchesRngWhenLoaded, "loads"),
     (DeclaresUnknownStream, "spec"),
@@ -199,6 +216,8 @@ BROKEN = [
     (NormalisesOverPadding, "alone = padded = shuffled"),
     (NormalisesOverTheBatch, "alone = padded = shuffled"),
     (LooksAtTheRawInput, "garbage in the padding"),
+    (PacksWithTheMeanOfAll, "packed = alone"),
+    (DeclaresTooLittleContext, "declared context"),
     (TakesTooShortInput, "too short input"),
     (RaisesPlainErrorWhenTooShort, "too short input"),
     (CancelsInHalf, "float16 and bfloat16"),

@@ -33,7 +33,7 @@ def test_features_do_not_depend_on_the_batch(preset: str) -> None:
         data[row, : len(clip)] = clip
     layers = model(data, torch.tensor([len(c) for c in clips]))["audio"]
     assert len(layers) == PRESETS[preset].num_layers + 1 == model.spec.streams["audio"].num_layers
-    packed = model.extract_packed(clips)
+    packed = [representation["audio"] for representation in model.extract_packed(clips)]
     for row, clip in enumerate(clips):
         alone = model(clip[None])["audio"]
         frames = int(model.output_lengths(torch.tensor([len(clip)])))
@@ -50,8 +50,8 @@ def test_features_do_not_depend_on_the_batch(preset: str) -> None:
 def test_fast_and_differentiable_paths_agree(preset: str) -> None:
     model = build(preset)
     clip = torch.randn(3000) * 0.1
-    fast = model.extract_packed([clip])[0]
-    plain = model.extract_packed([clip.clone().requires_grad_()])[0]
+    fast = model.extract_packed([clip])[0]["audio"]
+    plain = model.extract_packed([clip.clone().requires_grad_()])[0]["audio"]
     assert plain.hidden_states[-1].requires_grad
     for a, b in zip(fast.hidden_states, plain.hidden_states, strict=True):
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()
@@ -62,9 +62,9 @@ def test_normalisation_is_per_clip_on_its_own_samples() -> None:
     clip = torch.randn(2000) * 0.2 + 0.3
     by_hand = (clip - clip.mean()) / torch.sqrt(clip.var(correction=0) + 1e-5)
     off = build("wav2vec2_lv60_tiny", normalize=False)
-    a, b = model.extract_packed([clip])[0], off.extract_packed([by_hand])[0]
+    a, b = model.extract_packed([clip])[0]["audio"], off.extract_packed([by_hand])[0]["audio"]
     assert torch.allclose(a.hidden_states[-1], b.hidden_states[-1], atol=1e-4)
-    assert not torch.allclose(off.extract_packed([clip])[0].hidden_states[-1], b.hidden_states[-1], atol=1e-2)
+    assert not torch.allclose(off.extract_packed([clip])[0]["audio"].hidden_states[-1], b.hidden_states[-1], atol=1e-2)
 
 
 def test_masked_frames_are_replaced_before_the_transformer_and_nowhere_else() -> None:
@@ -95,7 +95,7 @@ def test_masked_frames_are_replaced_before_the_transformer_and_nowhere_else() ->
 def test_training_uses_dropout_and_keeps_all_layers() -> None:
     model = build("hubert_tiny", layer_drop=0.9, dropout=0.3).train()
     clip = torch.randn(2000)
-    first, second = (model.extract_packed([clip])[0] for _ in range(2))
+    first, second = (model.extract_packed([clip])[0]["audio"] for _ in range(2))
     assert len(first) == len(second) == 4
     assert not torch.equal(first.hidden_states[0], second.hidden_states[0])
 
@@ -148,9 +148,9 @@ def test_a_checkpoint_gives_the_sizes_and_may_be_cut(tmp_path: Path) -> None:
     clip = torch.randn(2000)
     again = load_upstream("hubert", checkpoint=str(tmp_path))
     cut = load_upstream("hubert", checkpoint=str(tmp_path), num_layers=1)
-    want = model.extract_packed([clip])[0].hidden_states
+    want = model.extract_packed([clip])[0]["audio"].hidden_states
     for got, layers in ((again, 4), (cut, 2)):
-        states = got.extract_packed([clip])[0].hidden_states
+        states = got.extract_packed([clip])[0]["audio"].hidden_states
         assert len(states) == layers
         assert all(torch.equal(a, b) for a, b in zip(states, want, strict=False))
     with pytest.raises(CheckpointError, match="hidden_size = 32, 64 was asked for"):

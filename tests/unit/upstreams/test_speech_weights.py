@@ -85,7 +85,7 @@ def assert_same(path: Path, theirs: PreTrainedModel, name: str, **kwargs: Any) -
     clip = torch.randn(3000) * 0.1
     with torch.no_grad():
         states = theirs(clip[None], output_hidden_states=True).hidden_states
-    for a, b in zip(ours.extract_packed([clip])[0].hidden_states, states, strict=True):
+    for a, b in zip(ours.extract_packed([clip])[0]["audio"].hidden_states, states, strict=True):
         assert (a - b[0]).abs().max() <= 1e-5 * b.abs().max()
     return ours
 

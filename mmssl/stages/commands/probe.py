@@ -1,0 +1,109 @@
+"""`mmssl probe`: protocols on feature stores, with intervals, and paired tests between the stores."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mmssl.errors import ConfigError
+
+HELP = "train and score probes on stored features"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `mmssl probe`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = (
+        "protocols: linear and mlp (SUPERB's and EmoBox's heads on the mean and standard deviation over time), knn,\n"
+        "logreg; ridge for labels that are numbers. Settings are chosen on the development clips of each fold.\n"
+        "Heads that need frames are trained by a recipe: egs/CORPUS/ser/run.sh head=attentive_stats"
+    )
+    parser.add_argument("stores", nargs="+", metavar="STORE", help="feature stores; several are compared")
+    parser.add_argument("--manifest", required=True, help="clips with labels")
+    parser.add_argument("--folds", required=True, help="file of folds (mmssl.data.splits.write_folds)")
+    parser.add_argument("--label", required=True, help="name of the label, such as emotion")
+    parser.add_argument("--values", action="store_true", help="the label is a number, not a class")
+    parser.add_argument("--protocol", default="linear", help="with commas between (default linear)")
+    parser.add_argument("--stream", default="audio", help="default audio")
+    parser.add_argument("--statistics", default="mean_std", help="over time: mean or mean_std (default mean_std)")
+    parser.add_argument("--layers", help="numbers with commas between, as in 0,6,-1 (default all)")
+    parser.add_argument("--scan", action="store_true", help="also run each layer alone")
+    parser.add_argument("--fractions", default="1", help="shares of the training clips, as in 0.01,0.1,1 (default 1)")
+    parser.add_argument("--fuse", action="store_true", help="also run all stores side by side")
+    parser.add_argument("--seeds", type=int, default=1, help="seeds of linear and mlp (default 1)")
+    parser.add_argument("--learning-rates", help="as in 1e-4,1e-3 (default five from 1e-4 to 1e-2)")
+    parser.add_argument("--weight-decays", help="as in 0,0.01 (default 0)")
+    parser.add_argument("--max-steps", type=int, default=400, help="default 400")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default cpu)")
+    parser.add_argument("--output", metavar="FOLDER", help="keep results and leaderboard here; the same call goes on")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns the exit code."""
+    if args.fuse and len(args.stores) < 2:
+        raise ConfigError("--fuse puts several stores side by side: name at least two.")
+    if args.seeds < 1:
+        raise ConfigError(f"--seeds must be at least 1, got {args.seeds}.")
+    settings: dict[str, Any] = {"max_steps": args.max_steps}
+    for key in ("learning_rates", "weight_decays"):
+        if getattr(args, key) is not None:
+            settings[key] = _numbers(getattr(args, key), float, f"--{key.replace('_', '-')}")
+    fractions = _numbers(args.fractions, float, "--fractions")
+    layers = None if args.layers is None else _numbers(args.layers, int, "--layers")
+    from mmssl.data.folds import read_folds
+    from mmssl.data.manifest import read_manifest
+    from mmssl.features.store import FeatureStore
+    from mmssl.report.leaderboard import render_markdown
+    from mmssl.stages.bench import Corpus, Protocols, leaderboard, run_protocols
+    from mmssl.stages.bench_suite import write_board
+
+    protocols = Protocols(
+        names=tuple(name.strip() for name in args.protocol.split(",") if name.strip()),
+        statistics=args.statistics,
+        stream=args.stream,
+        layers=layers,
+        scan=args.scan,
+        fractions=fractions,
+        seeds=args.seeds,
+        settings=settings,
+    )
+    manifest = Path(args.manifest)
+    corpus = Corpus(manifest.stem, read_manifest(manifest), read_folds(args.folds), args.label, args.values)
+    stores = [FeatureStore(folder) for folder in args.stores]
+    systems = dict(zip(_names(args.stores), ([store] for store in stores), strict=True))
+    if args.fuse:
+        systems[" + ".join(systems)] = stores
+    output = None if args.output is None else Path(args.output)
+    records = []
+    for name, used in systems.items():
+        kept = None if output is None else output / "results"
+        records += run_protocols(corpus, name, used, protocols, kept, device=args.device, say=_say)
+    board = leaderboard(f"{args.label} of {corpus.name}", records)
+    if output is not None:
+        write_board(board, output)
+    print(f"\n{render_markdown(board).rstrip()}")
+    return 0
+
+
+def _names(folders: list[str]) -> list[str]:
+    """Names of the stores' folders; with their parents' where two are alike."""
+    names = [Path(folder).resolve().name for folder in folders]
+    if len(set(names)) == len(names):
+        return names
+    longer = ["_".join(Path(folder).resolve().parts[-2:]) for folder in folders]
+    if len(set(longer)) < len(longer):
+        raise ConfigError(f"Two of the stores have one name: {', '.join(longer)}. Name each store once.")
+    return longer
+
+
+def _numbers(text: str, kind: Callable[[str], Any], option: str) -> list[Any]:
+    try:
+        return [kind(word) for word in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option} takes numbers with commas between; got {text!r}.") from None
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from mmssl.errors import ConfigError
+from mmssl.features import long_audio
+from mmssl.features.extract import extract
+from mmssl.features.forward import forward_clips
+from mmssl.features.long_audio import forward_chunks, make_chunks
+from mmssl.features.store import FeatureStore
+from mmssl.features.writer import encode_clip
+from mmssl.types import Clip, StreamSpec
+from mmssl.upstreams.base import load_upstream
+
+
+def noise(seconds: float, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(0.1 * np.random.default_rng(seed).standard_normal(int(16000 * seconds)).astype(np.float32))
+
+
+@pytest.mark.parametrize("deltas", [0, 2])
+@pytest.mark.parametrize("samples", [16000, 47999, 48400, 80080])
+def test_spectral_chunks_laid_end_to_end_are_the_whole(deltas, samples):
+    upstream = load_upstream("fbank", deltas=deltas)
+    waveform = noise(6)[:samples]
+    chunks = make_chunks(upstream, 0.5, 9.0)
+    assert chunks is not None
+    assert chunks.exact
+    assert chunks.overlap == 2 * deltas
+    pieces = list(forward_chunks(upstream, waveform, chunks))
+    assert len(pieces) > 1
+    found = torch.cat([piece["audio"].hidden_states[0] for piece in pieces])
+    whole = upstream(waveform[None])["audio"].hidden_states[0][0]
+    assert found.shape == whole.shape
+    assert float((found - whole).abs().max()) <= 1e-5 * float(whole.abs().mean())
+
+
+@pytest.mark.parametrize(("stride", "frames"), [(1, True), (3, True), (1, False)])
+def test_a_long_file_in_the_store_is_what_the_whole_gives(tmp_path, monkeypatch, stride, frames):
+    # the frames go through the nameless file
+    monkeypatch.setattr(long_audio, "_IN_MEMORY", 1000)
+    soundfile.write(tmp_path / "long.wav", noise(150.3).numpy(), 16000, subtype="FLOAT")
+    clip = Clip("long", audio=str(tmp_path / "long.wav"))
+    stats = ("mean", "std", "max")
+    extract("fbank", [clip], tmp_path / "s", pooled=stats, stride=stride, frames=frames)
+    store, upstream = FeatureStore(tmp_path / "s"), load_upstream("fbank")
+    whole = forward_clips(upstream, [noise(150.3)])[0]
+    arrays, lengths = encode_clip("long", whole, store.fingerprint.fields)
+    assert store.entry("long").lengths == lengths
+    for stat in stats:
+        expected = torch.from_numpy(arrays[f"audio/{stat}"])
+        torch.testing.assert_close(store.pooled("long", stat=stat).hidden_states[0], expected, rtol=1e-5, atol=1e-5)
+    if frames:
+        expected = torch.from_numpy(arrays["audio/frames"])[0]
+        torch.testing.assert_close(store.read("long").hidden_states[0], expected, rtol=0, atol=1e-4)
+    assert [p.name for p in (tmp_path / "s").iterdir() if p.name.startswith("tmp")] == []
+
+
+def test_chunks_of_layers_of_other_rates_hold_every_frame_once(conv_upstream):
+    upstream = load_upstream(conv_upstream, uneven=True)
+    for samples in (32000, 32160, 33333, 40000):
+        waveform = noise(3)[:samples]
+        chunks = make_chunks(upstream, 0.4, 0.1)
+        assert chunks is not None
+        assert not chunks.exact
+        pieces = list(forward_chunks(upstream, waveform, chunks))
+        whole = upstream(waveform[None])["audio"]
+        for k in range(3):
+            assert sum(len(p["audio"].hidden_states[k]) for p in pieces) == int(whole.lengths[k])
+        # the first layer is a convolution, so that its chunks are exact
+        first = torch.cat([p["audio"].hidden_states[0] for p in pieces])
+        torch.testing.assert_close(first, whole.hidden_states[0][0], rtol=0, atol=1e-6)
+
+
+def test_declared_chunks_are_part_of_the_fingerprint_and_exact_ones_are_not(conv_upstream, make_clips, tmp_path):
+    clips = make_clips(3)
+    one = extract(conv_upstream, clips, tmp_path / "one")
+    two = extract(conv_upstream, clips, tmp_path / "two", chunk_seconds=0.2, chunk_overlap=0.05)
+    assert one.fingerprint != two.fingerprint
+    assert FeatureStore(tmp_path / "two").fingerprint.fields["chunk_seconds"] == 0.2
+    for clip in clips:
+        a, b = (FeatureStore(tmp_path / name).read(clip.id) for name in ("one", "two"))
+        assert [int(n) for n in a.lengths] == [int(n) for n in b.lengths]
+    digests = {
+        extract("fbank", clips, tmp_path / str(s), chunk_seconds=s, progress=False).fingerprint for s in (None, 0.2)
+    }
+    assert len(digests) == 1
+
+
+def test_chunks_that_cannot_be(conv_upstream):
+    upstream = load_upstream(conv_upstream)
+    assert make_chunks(upstream, None, 2.0) is None
+    assert make_chunks(load_upstream("fbank", normalize=True), None, 2.0) is None
+    for seconds, overlap in ((0.0, 1.0), (1.0, -1.0)):
+        with pytest.raises(ConfigError, match="chunk_seconds"):
+            make_chunks(upstream, seconds, overlap)
+    upstream.spec = type(upstream.spec)(("waveforms",), {"audio": StreamSpec((4,), (0,))}, sample_rate=16000)
+    with pytest.raises(ConfigError, match="time axis"):
+        make_chunks(upstream, 1.0, 0.0)
