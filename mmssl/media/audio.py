@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mmssl.errors import MediaError
 from mmssl.lengths import samples_to_seconds, seconds_to_samples
 from mmssl.media import container, sound_file
+from mmssl.media.paths import existing_file
 
 if TYPE_CHECKING:
     import numpy
@@ -59,7 +60,7 @@ def audio_info(path: str | os.PathLike[str]) -> AudioInfo:
     Raises:
         MediaError: the file is missing, truncated, holds no samples, or is not a sound file.
     """
-    file = _existing(path)
+    file = existing_file(path)
     try:
         info = AudioInfo(*sound_file.inspect(file))
     except sound_file.UnreadableError:
@@ -101,7 +102,7 @@ def load_audio(
     """
     import torch
 
-    file = _existing(path)
+    file = existing_file(path)
     _check_request(file, sample_rate, start, duration)
     try:
         samples, rate, total = sound_file.read(file, start, duration)
@@ -115,24 +116,6 @@ def load_audio(
     if sample_rate is not None and sample_rate != rate:
         waveform, rate = _resample(waveform, rate, sample_rate), sample_rate
     return (waveform[0] if mono else waveform), rate
-
-
-def _existing(path: str | os.PathLike[str]) -> Path:
-    file = Path(path)
-    try:
-        size = file.stat().st_size
-    except (OSError, ValueError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise MediaError(f"{file} does not exist. Check the path, and whether the corpus is complete.") from error
-        raise MediaError(f"{file} cannot be read ({error}). Check the path and its permissions.") from error
-    if not file.is_file():
-        kind = "a folder" if file.is_dir() else "not a regular file"
-        raise MediaError(f"{file} is {kind}: give the path of one sound or video file.")
-    if size == 0:
-        raise MediaError(f"{file} is empty (0 bytes). Restore it from its source or leave the clip out.")
-    if not os.access(file, os.R_OK):
-        raise MediaError(f"{file} cannot be read: permission denied. Change its permissions.")
-    return file
 
 
 def _without_samples(file: Path) -> MediaError:

@@ -53,6 +53,19 @@ def inspect(path: Path) -> tuple[int, int, int]:
         return sound.rate, total, channels
 
 
+def first_time(path: Path) -> Fraction:
+    """When the first sample of the first sound stream is heard, in seconds on the container's clock.
+
+    Raises:
+        MediaError: no sound stream, or no sample in it.
+    """
+    with _Sound(path) as sound:
+        frame = next(sound.frames(), None)
+        if frame is None:
+            raise MediaError(f"{path} has a sound stream without a single sample. Leave the clip out.")
+        return frame.pts * Fraction(frame.time_base) if frame.pts is not None else Fraction(0)
+
+
 def read(path: Path, start: float, duration: float | None) -> tuple[numpy.ndarray, int, int | None]:
     """Read a stretch of the first sound stream.
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from mmssl.errors import DataError
 from mmssl.lengths import resampled_length, samples_to_seconds, seconds_to_samples
 from mmssl.media.espeak import Request, Utterance, synthesize
+from mmssl.media.paths import write_atomically
 from mmssl.types import Clip
 
 if TYPE_CHECKING:
@@ -131,12 +132,14 @@ def make_mini(
     num_speakers: int = 12,
     num_sentences: int = 20,
     sentences_per_speaker: int = 10,
+    video: bool = False,
 ) -> list[Clip]:
     """Make the corpus in a folder, or find it there complete.
 
     Every speaker says `sentences_per_speaker` of the sentences in all four emotions. Written are `wav/<id>.wav`
     (16 kHz, mono, 16 bit), `phones/<id>.tsv` (start, end, phone; see `read_phones`) and, last of all, `mini.json`.
-    A folder made by other settings is made anew.
+    A folder made by other settings is made anew. With `video`, a drawn face speaks each clip: `video/<id>.mp4` (96x96
+    pixels, 25 per second, with the sound) and `mini_video.json`; the sound is the same with and without.
 
     Args:
         folder: where the corpus goes.
@@ -144,13 +147,15 @@ def make_mini(
         num_speakers: at least 1; male and female by turns.
         num_sentences: how many of the 20 sentences are in use.
         sentences_per_speaker: how many of these each speaker says, at most `num_sentences`.
+        video: make the videos too.
 
     Returns:
-        num_speakers * 4 * sentences_per_speaker clips with labels emotion, sentence, gender and text, and no split.
+        num_speakers * 4 * sentences_per_speaker clips with labels emotion, sentence, gender and text, and no split;
+        `audio` is the wav file, `video` the mp4 or None.
 
     Raises:
         DataError: a number is out of range, or the folder cannot be written.
-        MediaError: the synthesiser does not run.
+        MediaError: the synthesiser or a process that draws does not run.
     """
     settings = {
         "seed": seed,
@@ -161,21 +166,15 @@ def make_mini(
     _check_settings(**settings)
     made_by = {**settings, "version": _VERSION, "espeakng_loader": _synthesiser_version()}
     root = Path(folder)
-    finished = _finished(root, made_by)
-    if finished is not None:
-        return finished
-    speakers = [_speaker(seed, index, num_sentences, sentences_per_speaker) for index in range(num_speakers)]
-    plans = [
-        _plan(seed, index, speaker, sentence, emotion)
-        for index, speaker in enumerate(speakers)
-        for sentence in speaker.sentences
-        for emotion in EMOTIONS
-    ]
-    utterances = synthesize([plan.request for plan in plans])
     try:
-        return _write(root, made_by, plans, utterances)
+        clips = _finished(root, made_by) or _make(root, made_by)
+        if video:
+            from mmssl.media.mini_video import add_videos
+
+            clips = add_videos(root, clips, seed, _sums(root))
     except OSError as error:
         raise DataError(f"The corpus mini cannot be written to {root}: {error}. Choose another folder.") from error
+    return clips
 
 
 def read_phones(path: str | os.PathLike[str]) -> list[Phone]:
@@ -191,6 +190,18 @@ def read_phones(path: str | os.PathLike[str]) -> list[Phone]:
         raise DataError(
             f"{path} is not a table of phonemes (start, end, phone): {error}. Make the corpus anew."
         ) from error
+
+
+def _make(root: Path, made_by: dict[str, Any]) -> list[Clip]:
+    seed, size = made_by["seed"], (made_by["num_sentences"], made_by["sentences_per_speaker"])
+    speakers = [_speaker(seed, index, *size) for index in range(made_by["num_speakers"])]
+    plans = [
+        _plan(seed, index, speaker, sentence, emotion)
+        for index, speaker in enumerate(speakers)
+        for sentence in speaker.sentences
+        for emotion in EMOTIONS
+    ]
+    return _write(root, made_by, plans, synthesize([plan.request for plan in plans]))
 
 
 def _synthesiser_version() -> str:
@@ -325,12 +336,12 @@ def _write(root: Path, settings: dict[str, Any], plans: Sequence[_Plan], utteran
         soundfile.write(buffer, samples, SAMPLE_RATE, subtype="PCM_16", format="WAV")
         name = f"wav/{plan.clip.id}.wav"
         rows = [f"{phone.start:.7f}\t{phone.end:.7f}\t{phone.symbol}\n" for phone in phones]
-        _write_atomically(root / name, buffer.getvalue())
-        _write_atomically(root / "phones" / f"{plan.clip.id}.tsv", ("start\tend\tphone\n" + "".join(rows)).encode())
+        write_atomically(root / name, buffer.getvalue())
+        write_atomically(root / "phones" / f"{plan.clip.id}.tsv", ("start\tend\tphone\n" + "".join(rows)).encode())
         clips.append(replace(plan.clip, audio=name, duration=samples_to_seconds(len(samples), SAMPLE_RATE)))
         sums[plan.clip.id] = hashlib.sha256(buffer.getvalue()).hexdigest()
     stamp = {"settings": settings, "sha256": sums, "clips": [asdict(clip) for clip in clips]}
-    _write_atomically(root / _STAMP, json.dumps(stamp, indent=1).encode())
+    write_atomically(root / _STAMP, json.dumps(stamp, indent=1).encode())
     return [replace(clip, audio=str(root / str(clip.audio))) for clip in clips]
 
 
@@ -340,6 +351,12 @@ def _read_stamp(root: Path) -> dict[str, Any] | None:
         return stamp if {"settings", "sha256", "clips"} <= stamp.keys() else None
     except (OSError, ValueError, AttributeError):
         return None
+
+
+def _sums(root: Path) -> dict[str, str]:
+    """Checksum of each clip's sound in a finished folder."""
+    stamp = _read_stamp(root)
+    return dict(stamp["sha256"]) if stamp else {}
 
 
 def _finished(root: Path, settings: dict[str, Any]) -> list[Clip] | None:
@@ -359,20 +376,11 @@ def _finished(root: Path, settings: dict[str, Any]) -> list[Clip] | None:
 
 def _remove_former(root: Path) -> None:
     """Take away the stamp and then the clips of a corpus made before, so that no foreign clip stays behind."""
+    from mmssl.media.mini_video import remove_videos
+
+    remove_videos(root)
     stamp = _read_stamp(root)
     (root / _STAMP).unlink(missing_ok=True)
     for clip_id in stamp["sha256"] if stamp else ():
         (root / "wav" / f"{clip_id}.wav").unlink(missing_ok=True)
         (root / "phones" / f"{clip_id}.tsv").unlink(missing_ok=True)
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
