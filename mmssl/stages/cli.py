@@ -14,6 +14,8 @@ COMMANDS = {
     "data": "validate, audit, import and export manifests; make the mini corpus",
     "extract": "features of a manifest's clips: all layers of an upstream into a feature store",
     "features": "what a feature store holds, and whether it is whole",
+    "probe": "train and score probes on stored features",
+    "bench": "probe upstreams on corpora and write a leaderboard",
     "predict": "label files with a trained experiment",
     "export": "write a trained experiment as a folder that stands alone",
     "upstreams": "list the upstreams that can be used, and where each comes from",

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from mmssl.downstream.tasks import balanced_class_weights
+from mmssl.probing.sweep import sweep_heads
 from mmssl.stages.clip_features import ClipFeatures
 from mmssl.stages.exporting import build_task
 from mmssl.training.fit import predict
-from mmssl.training.sweep import sweep
 
 if TYPE_CHECKING:
     from mmssl.stages.utterance_train import Job
@@ -37,6 +37,9 @@ class Outcome:
 def fit_probe(job: Job) -> Outcome:
     """Sweep the learning rate on train and dev, and predict the test clips with what dev selected.
 
+    All rates are trained as one batched computation where the probe sees one row per clip and its parts allow it, with
+    the results of the ordinary trainer but for rounding; `train.engine=lightning` always takes the ordinary one.
+
     With `train.refit` the selected learning rate is run once more from new weights on train and dev together, for as
     many passes over the clips as the selected run had; nothing is selected in that run.
     """
@@ -45,14 +48,15 @@ def fit_probe(job: Job) -> Outcome:
     rates = settings.pop("learning_rates")
     train, dev, test = (_features(job, getattr(job.fold, part)) for part in ("train", "dev", "test"))
     common = {"device": job.device, **settings}
-    result = sweep(_builder(job, train, weighted), train, dev, learning_rates=rates, **common)
+    result = sweep_heads(_builder(job, train, weighted), train, dev, learning_rates=rates, **common)
     trained: Any = result.task
     if refit:
         both = _features(job, (*job.fold.train, *job.fold.dev))
         steps = max(1, round(result.best.best_step * len(both) / len(train)))
         # one evaluation, after the last step: there is nothing to choose from
         once = {**common, "max_steps": steps, "eval_every": steps, "patience": None}
-        trained = sweep(_builder(job, both, weighted), both, dev, learning_rates=[result.learning_rate], **once).task
+        again = sweep_heads(_builder(job, both, weighted), both, dev, learning_rates=[result.learning_rate], **once)
+        trained = again.task
     answers, truth = predict(trained, test, batch_size=settings["batch_size"], device=job.device)
     task: Any = trained.cpu()
     layer_weights = task.interface.layer_weights()

@@ -72,6 +72,7 @@ _RULES: dict[str, tuple[Check, str]] = {
     ),
     "train.optimizer": _one_of("adam", "adamw"),
     "train.weight_decay": (lambda v: v == 0 or _positive(v), "a number >= 0"),
+    "train.engine": _one_of("batched", "lightning"),
     "train.refit": _TRUTH,
     "train.class_weights": _TRUTH,
     "train.seed": _whole(0),

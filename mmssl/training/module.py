@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from mmssl.errors import ConfigError, InputError
 from mmssl.training.batches import Batch
+from mmssl.training.selection import better
 from mmssl.types import TaskOutput
 
 OPTIMIZERS = ("adam", "adamw")
-LOWER_IS_BETTER = ("dev_loss", "dev_rmse")
 
 
 class DivergedError(InputError):
@@ -128,9 +128,3 @@ class TaskModule(LightningModule):
             f"The {split} loss became {loss} at step {self.global_step} with learning rate {self.learning_rate:g}. "
             "Lower the learning rate; if a low one fails too, look for NaN or infinity in the features."
         )
-
-
-def better(row: dict[str, Any], other: dict[str, Any], monitor: str) -> bool:
-    """True if a row of a history beats another: by the monitored score, or at a tie by a lower dev loss."""
-    sign = -1 if monitor in LOWER_IS_BETTER else 1
-    return (sign * row[monitor], -row["dev_loss"]) > (sign * other[monitor], -other["dev_loss"])

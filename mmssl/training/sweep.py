@@ -13,6 +13,7 @@ from mmssl.errors import ConfigError, InputError
 from mmssl.random import isolated_rng
 from mmssl.training.batches import TensorBatches
 from mmssl.training.fit import FitResult, Split, fit
+from mmssl.training.selection import better
 
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
@@ -66,7 +67,7 @@ def sweep(
         ConfigError: no learning rate, one that is given twice, or a wrong setting.
         InputError: a split is empty or does not fit the task, or every rate diverged.
     """
-    from mmssl.training.module import DivergedError, better
+    from mmssl.training.module import DivergedError
 
     if not learning_rates or len(set(learning_rates)) != len(learning_rates):
         raise ConfigError(f"A sweep takes one or more different learning rates, got {list(learning_rates)}.")

@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--manifest", required=True, help="clips with labels")
     parser.add_argument("--folds", required=True, help="file of folds (mmssl.data.splits.write_folds)")
     parser.add_argument("--label", required=True, help="name of the label, such as emotion")
+    parser.add_argument("--name", help="of the corpus, in tables (default: the manifest's)")
     parser.add_argument("--values", action="store_true", help="the label is a number, not a class")
     parser.add_argument("--protocol", default="linear", help="with commas between (default linear)")
     parser.add_argument("--stream", default="audio", help="default audio")
@@ -70,7 +71,9 @@ def run(args: argparse.Namespace) -> int:
         settings=settings,
     )
     manifest = Path(args.manifest)
-    corpus = Corpus(manifest.stem, read_manifest(manifest), read_folds(args.folds), args.label, args.values)
+    corpus = Corpus(
+        args.name or manifest.stem, read_manifest(manifest), read_folds(args.folds), args.label, args.values
+    )
     stores = [FeatureStore(folder) for folder in args.stores]
     systems = dict(zip(_names(args.stores), ([store] for store in stores), strict=True))
     if args.fuse:

@@ -1,0 +1,127 @@
+"""Seconds and exactness of EER and minDCF on trial lists, against other ways to compute them.
+
+Three others run beside `mmssl.metrics.verification`, written here: a sort of the trials with cumulated errors and no
+regard to ties, as several toolkits do it; a plain loop over the trials; and the route over scikit-learn's `roc_curve`
+with a root finder. The packages of other toolkits (SpeechBrain, WeSpeaker, ESPnet) are not run here.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import numpy as np
+from common import interleave, median, print_table, timed
+
+from mmssl.metrics.speaker_bootstrap import speaker_bootstrap
+from mmssl.metrics.verification import verification_metrics
+
+PRIOR = 0.01
+Metrics = Callable[[np.ndarray, np.ndarray], tuple[float, float]]
+
+
+def ours(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """EER and minDCF of mmssl."""
+    found = verification_metrics(scores, labels, (PRIOR,))
+    return found["eer"], found["min_dcf_p01"]
+
+
+def sorted_trials(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Cumulated errors trial by trial; nearest point to miss = false alarm, ties in the order of the list."""
+    ranked = labels[np.argsort(scores, kind="stable")]
+    miss, alarm = np.cumsum(ranked) / ranked.sum(), 1 - np.cumsum(~ranked) / (~ranked).sum()
+    at = np.abs(miss - alarm).argmin()
+    return float(miss[at] + alarm[at]) / 2, float((PRIOR * miss + (1 - PRIOR) * alarm).min() / PRIOR)
+
+
+def plain_loop(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """The same as a loop over Python numbers."""
+    targets, others = int(labels.sum()), int((~labels).sum())
+    misses, alarms, best, nearest, rate = 0, others, 1.0, 2.0, 1.0
+    for _, target in sorted(zip(scores.tolist(), labels.tolist(), strict=True), key=lambda pair: pair[0]):
+        misses, alarms = misses + target, alarms - (not target)
+        miss, alarm = misses / targets, alarms / others
+        best = min(best, (PRIOR * miss + (1 - PRIOR) * alarm) / PRIOR)
+        if abs(miss - alarm) < nearest:
+            nearest, rate = abs(miss - alarm), (miss + alarm) / 2
+    return rate, best
+
+
+def roc_route(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """scikit-learn's curve, interpolated, and scipy's root finder."""
+    from scipy.interpolate import interp1d
+    from scipy.optimize import brentq
+    from sklearn.metrics import roc_curve
+
+    alarm, hit, _ = roc_curve(labels, scores)
+    rate = brentq(lambda x: 1.0 - x - interp1d(alarm, hit)(x), 0.0, 1.0)
+    return float(rate), float((PRIOR * (1 - hit) + (1 - PRIOR) * alarm).min() / PRIOR)
+
+
+def definition(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Both by counting at every distinct threshold: slow and plain."""
+    targets, others = scores[labels], scores[~labels]
+    points = [((targets < t).mean(), (others >= t).mean()) for t in [*np.unique(scores), np.inf]]
+    rate = 1.0
+    for (m0, f0), (m1, f1) in zip(points, points[1:], strict=False):
+        if m0 - f0 < 0 <= m1 - f1:
+            rate = m0 + (m1 - m0) * (f0 - m0) / ((m1 - f1) - (m0 - f0))
+    return float(rate), float(min(PRIOR * m + (1 - PRIOR) * f for m, f in points) / PRIOR)
+
+
+ROUTES: dict[str, Metrics] = {
+    "mmssl": ours,
+    "sorted trials, numpy": sorted_trials,
+    "loop over trials": plain_loop,
+    "roc_curve + brentq": roc_route,
+}
+
+
+def trials(number: int, share: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and labels with an EER of some percent."""
+    generator = np.random.default_rng(seed)
+    labels = generator.random(number) < share
+    return generator.normal(size=number) + 3.5 * labels, labels
+
+
+def exactness() -> None:
+    """Print what each route gives on lists with ties, in two orders."""
+    generator = np.random.default_rng(1)
+    labels = generator.random(400) < 0.3
+    tied = np.round(generator.normal(size=400) + 2 * labels)
+    targets_first = np.argsort(~labels, kind="stable")
+    rows = []
+    for name, route in {**ROUTES, "the definition": definition}.items():
+        first = route(tied[targets_first], labels[targets_first])
+        last = route(tied[targets_first[::-1]], labels[targets_first[::-1]])
+        cells = [f"{a:.4f} / {b:.4f}" for a, b in zip(first, last, strict=True)]
+        rows.append((name, *cells))
+    header = ("route", "EER, targets first / last", "min_dcf_p01, targets first / last")
+    print_table("400 trials of few distinct scores, the same list in two orders", header, rows)
+
+
+def main() -> None:
+    """Run both comparisons and print their tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--trials", type=int, nargs="+", default=[37611, 579818, 3_700_000])
+    parser.add_argument("--bootstrap", type=int, default=100, help="samples of the speaker bootstrap")
+    args = parser.parse_args()
+    exactness()
+    rows = []
+    for number in args.trials:
+        scores, labels = trials(number, 0.5)
+        work = {name: (lambda r=route, s=scores, t=labels: timed(lambda: r(s, t))) for name, route in ROUTES.items()}
+        found = interleave(work, args.rounds, control=lambda: 0.0)
+        rows.append((number, *(median(found[name]) for name in ROUTES)))
+    print_table("EER and minDCF together, s, median of rounds in turn", ("trials", *ROUTES), rows)
+    scores, labels = trials(args.trials[0], 0.5)
+    generator = np.random.default_rng(0)
+    first = generator.integers(0, 40, len(scores))
+    second = np.where(labels, first, (first + generator.integers(1, 40, len(scores))) % 40)
+    seconds = timed(lambda: speaker_bootstrap(scores, labels, first, second, num_samples=args.bootstrap))
+    print(f"\nspeaker bootstrap, {args.bootstrap} samples of {len(scores)} trials, three metrics: {seconds:.2f} s")
+
+
+if __name__ == "__main__":
+    main()
