@@ -1,0 +1,1 @@
+"""Objectives: what an encoder is trained by, composed of views, targets and losses."""

@@ -1,0 +1,1 @@
+"""Methods: one small file each, which composes an objective from parts."""

@@ -1,0 +1,1 @@
+"""Targets: what the encoder has to predict."""
