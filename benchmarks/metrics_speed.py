@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 from common import interleave, median, print_table, timed
@@ -63,7 +64,7 @@ def definition(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     targets, others = scores[labels], scores[~labels]
     points = [((targets < t).mean(), (others >= t).mean()) for t in [*np.unique(scores), np.inf]]
     rate = 1.0
-    for (m0, f0), (m1, f1) in zip(points, points[1:], strict=False):
+    for (m0, f0), (m1, f1) in pairwise(points):
         if m0 - f0 < 0 <= m1 - f1:
             rate = m0 + (m1 - m0) * (f0 - m0) / ((m1 - f1) - (m0 - f0))
     return float(rate), float(min(PRIOR * m + (1 - PRIOR) * f for m, f in points) / PRIOR)
