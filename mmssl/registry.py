@@ -256,6 +256,11 @@ UPSTREAMS = Registry(
         "cav_mae": "mmssl.upstreams.cav_mae.CAVMAE",
         "hicmae": "mmssl.upstreams.hicmae.HiCMAE",
         "hf": "mmssl.upstreams.hf.HFUpstream",
+        "hf_vision": "mmssl.upstreams.hf_vision.HFVision",
+        "hf_audio": "mmssl.upstreams.hf_audio.HFAudio",
+        "torchvision": "mmssl.upstreams.torchvision_models.TorchvisionImage",
+        "torchvision_video": "mmssl.upstreams.torchvision_models.TorchvisionVideo",
+        "timm": "mmssl.upstreams.timm_models.Timm",
     },
     file_base="mmssl.upstreams.base.Upstream",
 )
@@ -282,6 +287,19 @@ HEADS = Registry(
         "attentive_stats": "mmssl.downstream.heads.AttentiveStats",
     },
     file_base="mmssl.downstream.heads.Head",
+)
+
+OBJECTIVES = Registry(
+    "objective",
+    "mmssl.objectives",
+    {
+        "wav2vec2": "mmssl.objectives.methods.wav2vec2.wav2vec2",
+        "hubert": "mmssl.objectives.methods.hubert.hubert",
+        "data2vec": "mmssl.objectives.methods.data2vec.data2vec",
+        "best_rq": "mmssl.objectives.methods.best_rq.best_rq",
+        "tera": "mmssl.objectives.methods.tera.tera",
+        "mae": "mmssl.objectives.methods.mae.mae",
+    },
 )
 
 

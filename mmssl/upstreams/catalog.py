@@ -10,6 +10,7 @@ from mmssl.upstreams.catalog_av import AUDIO_VISUAL, EQUAL, PACKED
 from mmssl.upstreams.catalog_entry import MODALITIES, SOUND, SPEECH, Entry, audio
 from mmssl.upstreams.catalog_hf import FOLDER, MICROSOFT, SPEECH_FAMILIES
 from mmssl.upstreams.catalog_mae import MASKED_AUTOENCODERS
+from mmssl.upstreams.catalog_vision import LIBRARIES
 
 __all__ = ["CATALOG", "MODALITIES", "Entry"]
 
@@ -83,5 +84,6 @@ CATALOG: dict[str, Entry] = {
     **MASKED_AUTOENCODERS,
     **AUDIO_VISUAL,
     "hf": Entry(SPEECH, {}, checkpoints=FOLDER, families=SPEECH_FAMILIES),
+    **LIBRARIES,
 }
 """Name of each built-in upstream -> its row."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,24 +60,16 @@ class HFUpstream(Upstream):
         dtype: str = "float32",
     ) -> None:
         super().__init__()
-        if (path is None) == (config is None):
-            raise ConfigError(
-                "The hf upstream takes either path (a folder or hub name) or config (a mapping with model_type), "
-                f"got {'both' if path is not None else 'neither'}."
-            )
-        if dtype not in DTYPES:
-            raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
-        if attn_implementation not in (None, "sdpa", "eager"):
-            raise ConfigError(f"attn_implementation must be sdpa, eager or none, got {attn_implementation!r}.")
+        check_arguments(path, config, attn_implementation, dtype)
         if path is not None:
             folder = find_folder(path)
-            hf_config = _read_config(folder)
+            hf_config = read_config(folder)
             preprocessing = read_preprocessing(folder)
         else:
             folder, hf_config, preprocessing = None, make_config(config or {}), Preprocessing()
         self.family = FAMILIES[_known_family(hf_config.model_type)](hf_config, preprocessing, do_normalize)
         _switch_off_randomness(hf_config)
-        model = _build(hf_config, folder, attn_implementation, DTYPES[dtype])
+        model = build_model(hf_config, folder, attn_implementation, DTYPES[dtype])
         self.model = self.family.prepare(model)
         self.spec = self.family.spec
         self.invariance = self.family.invariance
@@ -89,6 +81,19 @@ class HFUpstream(Upstream):
     def output_lengths(self, lengths: Tensor, stream: str = "audio", layer: int = -1) -> Tensor:
         """Frames of any layer, exactly what the model's front end gives."""
         return self.family.output_lengths(lengths, stream, layer)
+
+
+def check_arguments(path: str | None, config: Mapping[str, Any] | None, attention: str | None, dtype: str) -> None:
+    """Raise ConfigError unless exactly one of path and config is given, and the attention and type are known."""
+    if (path is None) == (config is None):
+        raise ConfigError(
+            "The hf upstream takes either path (a folder or hub name) or config (a mapping with model_type), "
+            f"got {'both' if path is not None else 'neither'}."
+        )
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    if attention not in (None, "sdpa", "eager"):
+        raise ConfigError(f"attn_implementation must be sdpa, eager or none, got {attention!r}.")
 
 
 def find_folder(path: str) -> Path:
@@ -130,22 +135,29 @@ def _download(name: str) -> Path:
         ) from error
 
 
-def _read_config(folder: Path) -> Any:
+def read_config(folder: Path, families: Collection[str] = FAMILIES) -> Any:
+    """The transformers configuration in a folder, whose model type must be among `families`.
+
+    Raises:
+        ConfigError: another model type.
+        CheckpointError: config.json cannot be read.
+    """
     from transformers import AutoConfig
 
     try:
         content = json.loads((folder / "config.json").read_text())
-        _known_family(content.get("model_type"))
+        _known_family(content.get("model_type"), families)
         return AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{str(folder / 'config.json')!r} cannot be read: {error}") from error
 
 
-def make_config(config: Mapping[str, Any]) -> Any:
+def make_config(config: Mapping[str, Any], families: Collection[str] = FAMILIES) -> Any:
     """A transformers configuration from plain values.
 
     Args:
         config: `model_type` and fields of that type's configuration class.
+        families: the model types that go.
 
     Raises:
         ConfigError: no or unknown model type, or an unknown field (transformers would accept it silently).
@@ -153,7 +165,7 @@ def make_config(config: Mapping[str, Any]) -> Any:
     from transformers import AutoConfig
 
     values = _plain(config)
-    model_type = _known_family(values.pop("model_type", None))
+    model_type = _known_family(values.pop("model_type", None), families)
     known = AutoConfig.for_model(model_type).to_dict()
     for key in values:
         if key not in known:
@@ -173,11 +185,12 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _known_family(model_type: Any) -> str:
-    if model_type not in FAMILIES:
+def _known_family(model_type: Any, families: Collection[str] = FAMILIES) -> str:
+    if model_type not in families:
         raise ConfigError(
-            f"The hf upstream has no model type {model_type!r}.{did_you_mean(str(model_type), FAMILIES)} "
-            f"It has: {', '.join(sorted(FAMILIES))}."
+            f"This hf upstream has no model type {model_type!r}.{did_you_mean(str(model_type), families)} "
+            f"It has: {', '.join(sorted(families))}. (hf takes speech models, hf_audio other sound, hf_vision pictures "
+            "and video.)"
         )
     return model_type
 
@@ -203,15 +216,38 @@ def _switch_off_randomness(config: Any) -> None:
             setattr(config, field, value)
 
 
-def _build(config: Any, folder: Path | None, attention: str | None, dtype: torch.dtype) -> torch.nn.Module:
-    from transformers import AutoModel
+def build_model(
+    config: Any,
+    folder: Path | None,
+    attention: str | None,
+    dtype: torch.dtype,
+    optional: Sequence[str] = ("masked_spec_embed",),
+    model_class: str = "AutoModel",
+) -> torch.nn.Module:
+    """Build the model of a configuration, with the weights of a folder or random ones.
 
+    Args:
+        config: of transformers.
+        folder: with the weights; None draws them.
+        attention: "sdpa" or "eager"; None is "sdpa" where the family has it.
+        dtype: of the weights.
+        optional: parts of the names of weights that a folder may lack, because they touch no hidden state.
+        model_class: name in transformers of what builds the model.
+
+    Raises:
+        ConfigError: transformers refuses the configuration.
+        CheckpointError: the weights cannot be read, or some are missing.
+    """
+    import transformers
+
+    build = getattr(transformers, model_class)
+    random = getattr(build, "from_config", None) or build._from_config
     choices = [attention] if attention is not None else ["sdpa", "eager"]
     for choice in choices:
         try:
             if folder is None:
-                return AutoModel.from_config(config, attn_implementation=choice, dtype=dtype)
-            return _load(folder, config, choice, dtype)
+                return random(config, attn_implementation=choice, dtype=dtype)
+            return _load(build, folder, config, choice, dtype, optional)
         except (ValueError, ImportError) as error:
             # a family without sdpa refuses it before it builds anything
             if choice == choices[-1] or "attention" not in str(error):
@@ -233,15 +269,16 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _load(folder: Path, config: Any, attention: str, dtype: torch.dtype) -> torch.nn.Module:
+def _load(
+    build: Any, folder: Path, config: Any, attention: str, dtype: torch.dtype, optional: Sequence[str]
+) -> torch.nn.Module:
     import pickle
 
     from safetensors import SafetensorError
-    from transformers import AutoModel
 
     try:
         with _quiet():
-            model, report = AutoModel.from_pretrained(
+            model, report = build.from_pretrained(
                 folder,
                 config=config,
                 local_files_only=True,
@@ -259,8 +296,8 @@ def _load(folder: Path, config: Any, attention: str, dtype: torch.dtype) -> torc
             f"The weights in {str(folder)!r} cannot be loaded: {error}. "
             "A complete model.safetensors or pytorch_model.bin that fits config.json is needed."
         ) from error
-    # the mask embedding serves pretraining alone, and fine-tuned checkpoints may come without it
-    missing = sorted(key for key in report["missing_keys"] if "masked_spec_embed" not in key)
+    # a mask embedding serves pretraining alone, and fine-tuned checkpoints may come without it
+    missing = sorted(key for key in report["missing_keys"] if not any(part in key for part in optional))
     if missing:
         raise CheckpointError(
             f"The weights in {str(folder)!r} lack {len(missing)} tensors that {config.model_type} needs, for example "

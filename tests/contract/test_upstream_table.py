@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,11 +65,13 @@ def assert_states(entry: Entry, spec: UpstreamSpec) -> None:
 
 def default_upstream(name: str) -> Any:
     """A built-in with its default arguments, without memory for its weights where its constructor allows."""
+    import torchaudio.compliance.kaldi  # noqa: F401  its tables must not come to lie on the meta device
+
     build = UPSTREAMS.resolve(name)
     try:
         with torch.device("meta"):
             return build()
-    except NotImplementedError:  # tables that are computed while it is built
+    except (NotImplementedError, RuntimeError):  # tables that are computed while it is built
         with isolated_rng(0):
             return build()
 
@@ -123,7 +126,9 @@ def test_the_page_is_up_to_date() -> None:
         assert row[-1] != TABLE.UNKNOWN, f"{row[0]} was not measured"
         assert row[-1] == "0" or float(row[-1]) <= 1e-5, row[0]
     for name in EXACTNESS.configurations(base=False):
-        assert page.count(f"\n| {name} |") == 2, f"{name}: run tools/make_upstream_table.py --base"
+        # the first table has names as well; the two of exactness go on with a number
+        rows_of_numbers = re.findall(rf"^\| {re.escape(name)} \| \d", page, re.MULTILINE)
+        assert len(rows_of_numbers) == 2, f"{name}: run tools/make_upstream_table.py --base"
 
 
 def test_json_gives_it_without_torch() -> None:

@@ -10,6 +10,22 @@ BASE = SIZES | CONVS | {"num_conv_pos_embeddings": 8, "num_conv_pos_embedding_gr
 TEXT = {"vocab_size": 60, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 3}
 
 
+VIT = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "feed_forward_size": 24}
+PICTURES = SIZES | {"image_size": 32}
+MAPS = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 12, 16, 16], "image_size": 32}
+DINO = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+CLAP = {
+    "spec_size": 128,
+    "num_mel_bins": 16,
+    "depths": [1, 1],
+    "num_attention_heads": [1, 2],
+    "patch_embeds_hidden_size": 8,
+    "hidden_size": 16,
+    "window_size": 4,
+    "num_hidden_layers": 2,
+}
+
+
 def hf(model_type: str, **values: Any) -> dict[str, Any]:
     return {"config": {"model_type": model_type} | values}
 
@@ -42,6 +58,11 @@ TINY: dict[str, list[dict[str, Any]]] = {
     "crisscross": [{"width": 4, "image_size": 16}, {"width": 4, "modalities": ["audio"]}],
     "avid": [{"width": 4, "image_size": 16}],
     "av_hubert": [{"preset": "tiny"}],
+    "mae": [VIT | {"image_size": 32}, VIT | {"image_size": 32, "patch_size": 8, "tokens": "class"}],
+    "audio_mae": [VIT, VIT | {"num_mel_bins": 32, "pad_last": True}],
+    "video_mae": [VIT | {"image_size": 32}],
+    "cav_mae": [VIT | {"image_size": 32}],
+    "hicmae": [VIT | {"image_size": 32}],
     "hf": [
         hf("wav2vec2", **BASE),
         hf("wav2vec2", **BASE, feat_extract_norm="layer", do_stable_layer_norm=True),
@@ -85,4 +106,43 @@ TINY: dict[str, list[dict[str, Any]]] = {
             vocab_size=60,
         ),
     ],
+    "hf_vision": [
+        hf("vit", **PICTURES),
+        hf("vit_mae", **PICTURES),
+        hf("vit_msn", **PICTURES),
+        hf("deit", **PICTURES),
+        hf("beit", **PICTURES),
+        hf("data2vec-vision", **PICTURES),
+        hf("ijepa", **PICTURES),
+        hf("clip_vision_model", **PICTURES, patch_size=16),
+        hf("siglip_vision_model", **PICTURES),
+        hf("dinov2", **DINO, image_size=28),
+        hf("dinov2_with_registers", **DINO, image_size=32),
+        hf("dinov3_vit", **PICTURES, num_register_tokens=2),
+        hf("dinov3_convnext", **MAPS),
+        hf("convnext", **MAPS),
+        hf("resnet", depths=[1, 1], hidden_sizes=[8, 16], embedding_size=8) | {"image_size": 32},
+        hf("swin", image_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4),
+        hf("hiera", image_size=[64, 64], embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2]),
+        hf("videomae", **PICTURES, num_frames=4),
+        hf("timesformer", **PICTURES, num_frames=4),
+        hf("vivit", **PICTURES, num_frames=4, tubelet_size=[2, 16, 16]),
+        hf(
+            "vjepa2",
+            **DINO,
+            crop_size=32,
+            frames_per_clip=4,
+            pred_hidden_size=12,
+            pred_num_attention_heads=2,
+            pred_num_hidden_layers=1,
+        ),
+    ],
+    "hf_audio": [
+        hf("audio-spectrogram-transformer", **SIZES, max_length=200),
+        hf("clap_audio_model", **CLAP),
+        hf("clap_audio_model", **CLAP, enable_fusion=True),
+    ],
+    "torchvision": [{"name": "resnet18", "image_size": 32}],
+    "torchvision_video": [{"name": "mc3_18", "image_size": 16}],
+    "timm": [{"name": "vit_tiny_patch16_224", "image_size": 32}, {"name": "resnet18", "image_size": 32}],
 }
