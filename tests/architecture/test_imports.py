@@ -24,7 +24,6 @@ SAME_TIER = {
     ("objectives", "upstreams"): "objectives train an Encoder",
     ("probing", "training"): "a batched run gives what the ordinary trainer gives, which trains what cannot be stacked",
     ("probing", "features"): "probes read stores",
-    ("probing", "training"): "heads that need frames go through the ordinary trainer",
     ("stages", "report"): "the report stage writes the report",
     ("stages", "testing"): "mmssl check-upstream runs the contract suite",
     **{(a, b): "the core is one" for a in CORE for b in CORE},
