@@ -261,6 +261,7 @@ UPSTREAMS = Registry(
         "torchvision": "mmssl.upstreams.torchvision_models.TorchvisionImage",
         "torchvision_video": "mmssl.upstreams.torchvision_models.TorchvisionVideo",
         "timm": "mmssl.upstreams.timm_models.Timm",
+        "torchaudio": "mmssl.upstreams.torchaudio_bundles.TorchaudioBundle",
     },
     file_base="mmssl.upstreams.base.Upstream",
 )

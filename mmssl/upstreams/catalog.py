@@ -85,5 +85,13 @@ CATALOG: dict[str, Entry] = {
     **AUDIO_VISUAL,
     "hf": Entry(SPEECH, {}, checkpoints=FOLDER, families=SPEECH_FAMILIES),
     **LIBRARIES,
+    "torchaudio": Entry(
+        SPEECH,
+        {},
+        invariance=PACKED,
+        paper="torchaudio.pipelines",
+        licence="of each bundle, in torchaudio's documentation",
+        checkpoints=("state dict of the bundle",),
+    ),
 }
 """Name of each built-in upstream -> its row."""

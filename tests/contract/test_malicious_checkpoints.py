@@ -30,6 +30,7 @@ CODE = "open({!r}, 'w').close()"
 NEEDED: dict[str, dict[str, Any]] = {
     "torchvision": {"name": "resnet18"},
     "timm": {"name": "resnet18"},
+    "torchaudio": {"bundle": "WAV2VEC2_BASE"},
     "hf_vision": {"image_mean": [0.5] * 3, "image_std": [0.5] * 3},
 }
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}

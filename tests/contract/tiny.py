@@ -13,6 +13,7 @@ TEXT = {"vocab_size": 60, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 
 VIT = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "feed_forward_size": 24}
 PICTURES = SIZES | {"image_size": 32}
 MAPS = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 12, 16, 16], "image_size": 32}
+BUNDLE = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "feed_forward_size": 24}
 DINO = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 CLAP = {
     "spec_size": 128,
@@ -145,4 +146,8 @@ TINY: dict[str, list[dict[str, Any]]] = {
     "torchvision": [{"name": "resnet18", "image_size": 32}],
     "torchvision_video": [{"name": "mc3_18", "image_size": 16}],
     "timm": [{"name": "vit_tiny_patch16_224", "image_size": 32}, {"name": "resnet18", "image_size": 32}],
+    "torchaudio": [
+        {"bundle": name, "randomize": True, "conv_channels": 8, "position_kernel": 8} | BUNDLE
+        for name in ("HUBERT_BASE", "WAV2VEC2_XLSR53", "WAVLM_LARGE")
+    ],
 }
