@@ -7,6 +7,15 @@ import random as python_random
 from collections.abc import Iterator
 
 
+def mix(*numbers: int) -> int:
+    """One seed in [0, 2**63) of several numbers, so that neighbouring seeds, epochs and clips draw unlike numbers."""
+    mixed = 0
+    for number in numbers:
+        mixed = (mixed * 1_000_003 + number + 1) * 6364136223846793005 + 1442695040888963407
+        mixed = (mixed ^ (mixed >> 31)) % 2**63
+    return mixed
+
+
 @contextlib.contextmanager
 def isolated_rng(seed: int | None = None) -> Iterator[None]:
     """Run a block whose use of Python's, numpy's and torch's generators cannot be seen from outside.

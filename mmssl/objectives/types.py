@@ -24,12 +24,17 @@ class Examples:
         labels: name -> (B,) values that belong to the clips, such as {"match": 0 or 1}.
         starts: first sample of each waveform inside its clip, where it was cropped; empty where none was. A multiple of
             the encoder's hop, so that frames are those of the whole clip.
+        seeds: one for each clip, from the seed of the run, the clip and the epoch alone: what is drawn for a clip does
+            not depend on the batch it is in. Empty where the examples do not come from a run.
+        epoch: passes over the corpus completed before.
     """
 
     inputs: Inputs
     ids: tuple[str, ...] = ()
     labels: Mapping[str, Tensor] = field(default_factory=dict)
     starts: tuple[int, ...] = ()
+    seeds: tuple[int, ...] = ()
+    epoch: int = 0
 
 
 class Masker(nn.Module, ABC):

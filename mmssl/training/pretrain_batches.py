@@ -12,6 +12,7 @@ from mmssl.errors import ConfigError, DataError
 from mmssl.lengths import pad, seconds_to_samples
 from mmssl.media.audio import audio_info, load_audio
 from mmssl.objectives.types import Examples
+from mmssl.random import mix
 from mmssl.types import Clip, Inputs, Padded
 
 _BUCKET = 50  # batches whose clips are sorted by length together
@@ -105,7 +106,7 @@ class PretrainBatches(Dataset[PretrainBatch]):
                 str(clip.audio), sample_rate=self.sample_rate, start=clip.start, duration=clip.duration
             )
             places = max(len(waveform) - self.limit, 0) // self.crop_step + 1
-            generator = torch.Generator().manual_seed(_mix(self.seed, epoch, index))
+            generator = torch.Generator().manual_seed(mix(self.seed, epoch, index))
             start = int(torch.randint(places, (), generator=generator)) * self.crop_step
             rows.append(waveform[start : start + self.limit])
             starts.append(start)
@@ -120,7 +121,7 @@ class PretrainBatches(Dataset[PretrainBatch]):
         return self._plans[epoch]
 
     def _plan(self, epoch: int) -> list[list[int]]:
-        generator = torch.Generator().manual_seed(_mix(self.seed, epoch, -1))
+        generator = torch.Generator().manual_seed(mix(self.seed, epoch, -1))
         order = torch.randperm(len(self.clips), generator=generator).tolist()
         per_batch = max(1, self.batch_samples * len(self._sizes) // sum(self._sizes))
         batches: list[list[int]] = []
@@ -167,9 +168,3 @@ def _samples(clip: Clip, sample_rate: int) -> int:
     if seconds is None:
         seconds = audio_info(clip.audio).duration - clip.start
     return seconds_to_samples(seconds, sample_rate)
-
-
-def _mix(seed: int, epoch: int, index: int) -> int:
-    """One number of three, so that neighbouring seeds, epochs and clips draw unlike numbers."""
-    mixed = (seed * 1_000_003 + epoch) * 1_000_003 + index + 1
-    return (mixed * 6364136223846793005 + 1442695040888963407) % 2**63

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmssl.random import isolated_rng
+from mmssl.random import isolated_rng, mix
 
 
 def draw() -> tuple[float, float, float]:
@@ -39,3 +39,13 @@ def test_states_come_back_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), isolated_rng(9):
         raise ZeroDivisionError
     assert torch.equal(torch.rand(()), expected)
+
+
+def test_mixed_seeds_are_unlike_each_other() -> None:
+    seeds = {mix(seed, epoch, clip) for seed in range(10) for epoch in range(10) for clip in range(10)}
+    assert len(seeds) == 1000
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert mix(1, 2) == mix(1, 2) != mix(2, 1)
+    # neighbours differ in about half of their bits
+    flipped = [(mix(0, k) ^ mix(0, k + 1)).bit_count() for k in range(200)]
+    assert 25 < sum(flipped) / len(flipped) < 38
