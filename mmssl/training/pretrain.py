@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmssl.errors import ConfigError, InputError
+from mmssl.errors import ConfigError
 from mmssl.random import isolated_rng
 from mmssl.training.pretrain_batches import PretrainBatches, pretrain_loader
+from mmssl.training.readers import ClipReader, reader_for
 
 if TYPE_CHECKING:
     from mmssl.objectives.objective import Objective
@@ -32,13 +33,13 @@ class PretrainResult:
         history: rows of `PretrainModule.history`, from the first step on even where the run was resumed.
         checkpoint: file from which the run can be resumed or continued.
         resumed_from: steps that were done before; 0 for a new run.
-        skipped: ids of clips that are too short for the encoder.
+        skipped: id -> why, of clips that were too short for the encoder or, with on_error="skip", unreadable.
     """
 
     history: list[dict[str, float]]
     checkpoint: Path
     resumed_from: int
-    skipped: list[str]
+    skipped: dict[str, str]
 
 
 def pretrain(
@@ -53,6 +54,11 @@ def pretrain(
     weight_decay: float = 0.01,
     batch_seconds: float = 60.0,
     max_seconds: float = 15.6,
+    batch_size: int | None = None,
+    reader: ClipReader | None = None,
+    labels: Sequence[str] = (),
+    on_error: str = "raise",
+    cache_bytes: int = 2**30,
     accumulate: int = 1,
     grad_clip: float | None = None,
     precision: str = "32-true",
@@ -70,11 +76,15 @@ def pretrain(
 
     Args:
         objective: trained in place.
-        clips: with audio.
+        clips: with the streams that the encoder takes.
         folder: for `last.ckpt` and `history.jsonl`, both written whole.
         learning_rate, warmup_steps, decay, weight_decay: see `PretrainModule`.
         max_steps: optimizer steps in all, those of the resumed run included.
-        batch_seconds, max_seconds: see `PretrainBatches`.
+        batch_seconds: most sound or video of a batch; pictures are counted by `batch_size` alone.
+        max_seconds: longer waveforms are cropped to this; for readers that are not given.
+        batch_size: most clips of a batch; None for no limit.
+        reader: how clips are read; None for `reader_for` of the encoder.
+        labels, on_error, cache_bytes: see `PretrainBatches`.
         accumulate: batches per optimizer step.
         grad_clip: largest norm of the gradient; None for no limit.
         precision: "32-true" or "bf16-mixed". Half precision with a loss scale may skip steps, which teachers would not
@@ -100,11 +110,17 @@ def pretrain(
         raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    spec = objective.encoder.upstream.spec
-    if spec.sample_rate is None:
-        raise InputError("This pretraining takes waveforms; the encoder takes none.")
-    hop = spec.streams["audio"].hop_lengths[-1]
-    batches = PretrainBatches(clips, spec.sample_rate, batch_seconds, max_seconds, spec.min_length, hop, seed)
+    reader = reader or reader_for(objective.encoder.upstream.spec, max_seconds=max_seconds)
+    batches = PretrainBatches(
+        clips,
+        reader,
+        batch_seconds=batch_seconds,
+        batch_size=batch_size,
+        seed=seed,
+        cache_bytes=cache_bytes,
+        on_error=on_error,
+        labels=labels,
+    )
     total = max_steps * accumulate
     module = PretrainModule(
         objective,
@@ -134,7 +150,7 @@ def pretrain(
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-    return PretrainResult(module.history, checkpoint, module.resumed_from, batches.skipped)
+    return PretrainResult(module.history, checkpoint, module.resumed_from, {**batches.skipped, **module.failed})
 
 
 def _trainer(

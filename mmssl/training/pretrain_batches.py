@@ -1,143 +1,226 @@
-"""Batches of waveforms for pretraining: of about equal duration, in an order that a number alone determines."""
+"""Batches of clips for pretraining, in an order and with crops that a number alone determines."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mmssl.errors import ConfigError, DataError
-from mmssl.lengths import pad, seconds_to_samples
-from mmssl.media.audio import audio_info, load_audio
+from mmssl.errors import ConfigError, DataError, MediaError
 from mmssl.objectives.types import Examples
 from mmssl.random import mix
-from mmssl.types import Clip, Inputs, Padded
+from mmssl.training.readers import ClipReader, Item
+from mmssl.types import Clip
 
 _BUCKET = 50  # batches whose clips are sorted by length together
+ON_ERROR = ("raise", "skip")
 
 
 @dataclass(frozen=True)
 class PretrainBatch:
-    """A batch and its place.
+    """A batch, or one rank's share of it, and its place.
 
     Attributes:
         examples: the clips.
         number: how many batches came before it in the run.
         epoch: passes over the corpus completed before it.
+        failed: id -> why, of clips of the batch whose files turned out to be damaged; they are not among the examples.
     """
 
     examples: Examples
     number: int
     epoch: int
+    failed: Mapping[str, str]
 
 
 class PretrainBatches(Dataset[PretrainBatch]):
     """Batch number k of a run, for any k: the order within each epoch and all crops follow from the seed and k.
 
-    In an epoch every clip comes once. Clips of similar length share a batch, which holds at most `batch_seconds`.
+    In an epoch every clip comes once. Clips of similar length share a batch.
 
     Args:
-        clips: with audio.
-        sample_rate: of the waveforms, in Hz.
-        batch_seconds: most audio of a batch.
-        max_seconds: longer clips are cropped to this at a random place, each epoch anew.
-        min_samples: shorter clips are left out; see `skipped`.
-        crop_step: crops start at multiples of so many samples: the hop of the encoder, so that its frames are those of
-            the whole clip.
+        clips: what is trained on.
+        reader: how they are read.
+        batch_seconds: most sound or video of a batch, for readers whose units have a duration.
+        batch_size: clips of a batch; instead of `batch_seconds`, or with it as a further limit.
         seed: of order and crops.
+        cache_bytes: memory for decoded clips, kept from their first use; 0 decodes them each time. Every worker
+            process has its own.
+        on_error: "raise", or "skip" to leave out clips that cannot be read and list them in `skipped`.
+        labels: fields of the clips ("speaker", "split" or a label) that go with the examples, as numbers of their
+            sorted values; -1 where a clip has none.
+        rank, world_size: this process takes the clips `rank`, `rank + world_size` ... of each batch.
 
     Attributes:
-        skipped: ids of the clips that are too short.
+        clips: those that are used.
+        skipped: id -> why, of clips that are too short or, with on_error="skip", unreadable.
+        label_values: field -> its sorted values.
 
     Raises:
-        ConfigError: durations out of range.
-        DataError: a clip has no audio, or none is long enough.
+        ConfigError: a batch without a size, or one that cannot hold its longest clip.
+        DataError: a clip lacks what is read, or none is long enough.
         MediaError: a file that cannot be read.
     """
 
     def __init__(
         self,
         clips: Sequence[Clip],
-        sample_rate: int,
-        batch_seconds: float = 60.0,
-        max_seconds: float = 15.6,
-        min_samples: int = 400,
-        crop_step: int = 1,
+        reader: ClipReader,
+        *,
+        batch_seconds: float | None = None,
+        batch_size: int | None = None,
         seed: int = 0,
+        cache_bytes: int = 0,
+        on_error: str = "raise",
+        labels: Sequence[str] = (),
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
-        if not 0 < max_seconds <= batch_seconds:
-            raise ConfigError(
-                f"max_seconds must be above 0 and at most batch_seconds, got {max_seconds} and {batch_seconds}: "
-                "a batch has to hold its longest clip."
-            )
-        self.sample_rate, self.seed, self.crop_step = sample_rate, seed, crop_step
-        self.limit = seconds_to_samples(max_seconds, sample_rate)
-        self.batch_samples = seconds_to_samples(batch_seconds, sample_rate)
+        if on_error not in ON_ERROR:
+            raise ConfigError(f"on_error must be one of {', '.join(ON_ERROR)}, got {on_error!r}.")
+        self.reader, self.seed, self.cache_bytes, self.on_error = reader, seed, cache_bytes, on_error
+        self.rank, self.world_size = rank, world_size
+        self.batch_units, self.batch_size = _limits(reader, batch_seconds, batch_size)
         self.clips: list[Clip] = []
-        self.skipped: list[str] = []
-        self._sizes: list[int] = []
+        self.skipped: dict[str, str] = {}
+        self._extents: list[int] = []
         for clip in clips:
-            size = min(_samples(clip, sample_rate), self.limit)
-            if size < min_samples:
-                self.skipped.append(clip.id)
-                continue
-            self.clips.append(clip)
-            self._sizes.append(size)
+            self._take(clip)
         if not self.clips:
-            raise DataError(
-                f"None of the {len(clips)} clips has the {min_samples} samples at {sample_rate} Hz that the encoder "
-                "needs."
-            )
+            first = next(iter(self.skipped.values()), "the list is empty")
+            raise DataError(f"None of the {len(clips)} clips can be used; the first: {first}")
+        self.label_values = {
+            name: sorted({v for clip in self.clips if (v := clip.group(name)) is not None}) for name in labels
+        }
+        self._sizes = [n if reader.most is None else min(n, reader.most) for n in self._extents]
         self._plans: list[list[list[int]]] = []
+        self._cache: dict[int, Item] = {}
+        self._cached = 0
+
+    def _take(self, clip: Clip) -> None:
+        try:
+            extent = self.reader.measure(clip)
+        except (MediaError, DataError) as error:
+            if self.on_error == "raise":
+                raise
+            self.skipped[clip.id] = str(error)
+            return
+        if extent < self.reader.least:
+            units = "units" if self.reader.rate is None else f"units of 1/{self.reader.rate:g} s"
+            self.skipped[clip.id] = f"It has {extent} {units}, the encoder needs {self.reader.least}."
+            return
+        self.clips.append(clip)
+        self._extents.append(extent)
 
     def __getitem__(self, number: int) -> PretrainBatch:
-        """Batch `number` of the run."""
+        """Batch `number` of the run.
+
+        Raises:
+            MediaError: a damaged file, or with on_error="skip" a batch of nothing else.
+            DataError: fewer clips in the batch than ranks.
+        """
         epoch, first = 0, 0
         while number >= first + len(self.plan(epoch)):
             first += len(self.plan(epoch))
             epoch += 1
-        rows, starts = [], []
         members = self.plan(epoch)[number - first]
-        for index in members:
-            clip = self.clips[index]
-            waveform, _ = load_audio(
-                str(clip.audio), sample_rate=self.sample_rate, start=clip.start, duration=clip.duration
+        if len(members) < self.world_size:
+            raise DataError(
+                f"Batch {number} has {len(members)} clips for {self.world_size} processes: give larger batches."
             )
-            places = max(len(waveform) - self.limit, 0) // self.crop_step + 1
-            generator = torch.Generator().manual_seed(mix(self.seed, epoch, index))
-            start = int(torch.randint(places, (), generator=generator)) * self.crop_step
-            rows.append(waveform[start : start + self.limit])
-            starts.append(start)
-        inputs = Inputs(waveforms=Padded(*pad(rows)))
-        ids = tuple(self.clips[index].id for index in members)
-        return PretrainBatch(Examples(inputs, ids, starts=tuple(starts)), number, epoch)
+        items: list[Item] = []
+        kept: list[int] = []
+        failed: dict[str, str] = {}
+        for index in members[self.rank :: self.world_size]:
+            try:
+                items.append(self._read(index, epoch))
+            except MediaError as error:
+                if self.on_error == "raise":
+                    raise
+                failed[self.clips[index].id] = str(error)
+                continue
+            kept.append(index)
+        if not items:
+            raise MediaError(f"No clip of batch {number} can be read; the first: {next(iter(failed.values()))}")
+        return PretrainBatch(self._examples(items, kept, epoch), number, epoch, failed)
 
     def plan(self, epoch: int) -> list[list[int]]:
-        """Clips of each batch of an epoch."""
+        """Clips of each batch of an epoch, of all ranks."""
         while len(self._plans) <= epoch:
             self._plans.append(self._plan(len(self._plans)))
         return self._plans[epoch]
 
+    def start(self, index: int, epoch: int) -> int:
+        """First unit of the crop of a clip in an epoch."""
+        places = (self._extents[index] - self._sizes[index]) // self.reader.step + 1
+        generator = torch.Generator().manual_seed(self._clip_seed(index, epoch))
+        return int(torch.randint(places, (), generator=generator)) * self.reader.step
+
+    def _clip_seed(self, index: int, epoch: int) -> int:
+        return mix(self.seed, epoch, _number_of(self.clips[index].id))
+
+    def _read(self, index: int, epoch: int) -> Item:
+        clip, extent, size = self.clips[index], self._extents[index], self._sizes[index]
+        first = self.start(index, epoch)
+        if index in self._cache:
+            return self.reader.cut(self._cache[index], first, size)
+        if self._cached >= self.cache_bytes:
+            return self.reader.load(clip, first, size)
+        whole = self.reader.load(clip, 0, extent)
+        if self._cached + whole.nbytes <= self.cache_bytes:
+            self._cache[index] = whole
+            self._cached += whole.nbytes
+        return self.reader.cut(whole, first, size)
+
+    def _examples(self, items: Sequence[Item], members: Sequence[int], epoch: int) -> Examples:
+        inputs = self.reader.collate(items)
+        crops = tuple(self.start(index, epoch) for index in members)
+        return Examples(
+            inputs,
+            ids=tuple(self.clips[index].id for index in members),
+            labels={name: self._codes(name, members) for name in self.label_values},
+            starts=crops if inputs.video is None and inputs.waveforms is not None else (),
+            seeds=tuple(self._clip_seed(index, epoch) for index in members),
+            epoch=epoch,
+        )
+
+    def _codes(self, name: str, members: Sequence[int]) -> Tensor:
+        values = {value: code for code, value in enumerate(self.label_values[name])}
+        return torch.tensor([values.get(self.clips[index].group(name) or "", -1) for index in members])
+
     def _plan(self, epoch: int) -> list[list[int]]:
         generator = torch.Generator().manual_seed(mix(self.seed, epoch, -1))
         order = torch.randperm(len(self.clips), generator=generator).tolist()
-        per_batch = max(1, self.batch_samples * len(self._sizes) // sum(self._sizes))
+        batches = self._by_length(order) if len(set(self._sizes)) > 1 else self._evenly(order)
+        shuffle = torch.randperm(len(batches), generator=generator).tolist()
+        return [batches[k] for k in shuffle]
+
+    def _evenly(self, order: list[int]) -> list[list[int]]:
+        """Batches whose sizes differ by one clip at most: a last one of a single clip would have no negatives."""
+        limit = min(self.batch_size, max(1, self.batch_units // max(self._sizes[0], 1)))
+        count = -(-len(order) // limit)
+        return [order[len(order) * k // count : len(order) * (k + 1) // count] for k in range(count)]
+
+    def _by_length(self, order: list[int]) -> list[list[int]]:
+        """Batches of clips of similar length."""
+        per_batch = min(max(1, self.batch_units * len(self._sizes) // sum(self._sizes)), self.batch_size)
         batches: list[list[int]] = []
         for begin in range(0, len(order), per_batch * _BUCKET):
-            bucket = sorted(order[begin : begin + per_batch * _BUCKET], key=lambda k: (self._sizes[k], k))
             current: list[int] = []
             total = 0
-            for index in bucket:
-                if current and total + self._sizes[index] > self.batch_samples:
+            for index in sorted(order[begin : begin + per_batch * _BUCKET], key=lambda k: (self._sizes[k], k)):
+                full = total + self._sizes[index] > self.batch_units or len(current) == self.batch_size
+                if current and full:
                     batches.append(current)
                     current, total = [], 0
                 current.append(index)
                 total += self._sizes[index]
             batches.append(current)
-        shuffle = torch.randperm(len(batches), generator=generator).tolist()
-        return [batches[k] for k in shuffle]
+        return batches
 
 
 class _Onwards(Sampler[int]):
@@ -161,10 +244,24 @@ def pretrain_loader(batches: PretrainBatches, first: int, end: int, num_workers:
     )
 
 
-def _samples(clip: Clip, sample_rate: int) -> int:
-    if clip.audio is None:
-        raise DataError(f"The clip {clip.id!r} has no audio; this pretraining takes waveforms.")
-    seconds = clip.duration
-    if seconds is None:
-        seconds = audio_info(clip.audio).duration - clip.start
-    return seconds_to_samples(seconds, sample_rate)
+def _limits(reader: ClipReader, batch_seconds: float | None, batch_size: int | None) -> tuple[int, int]:
+    """Most units and most clips of a batch."""
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, got {batch_size}.")
+    if batch_size is None and (batch_seconds is None or reader.rate is None):
+        raise ConfigError("Say how large a batch is: batch_size, or batch_seconds for sound and video.")
+    huge = 2**62
+    if batch_seconds is None or reader.rate is None:
+        return huge, batch_size or huge
+    units = int(batch_seconds * reader.rate + 1e-6)
+    if units < (reader.most or reader.least):
+        raise ConfigError(
+            f"A batch of {batch_seconds} s cannot hold a clip of {(reader.most or reader.least) / reader.rate:g} s: "
+            "raise batch_seconds, or crop to less (max_seconds, seconds or num_frames)."
+        )
+    return units, batch_size or huge
+
+
+def _number_of(name: str) -> int:
+    """A number that belongs to a clip's id, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "big")

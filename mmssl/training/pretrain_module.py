@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,6 @@ from torch.utils.data import DataLoader
 
 from mmssl.errors import ConfigError
 from mmssl.objectives.objective import Objective
-from mmssl.objectives.types import Examples
 from mmssl.random import isolated_rng
 from mmssl.training.pretrain_batches import PretrainBatch
 from mmssl.types import Inputs
@@ -61,6 +61,7 @@ class PretrainModule(LightningModule):
             and the objective's logs.
         batches_done: batches seen so far.
         resumed_from: steps that were done before this process; 0 for a new run.
+        failed: id -> why, of clips that turned out to be unreadable.
 
     Raises:
         ConfigError: a value out of range.
@@ -101,6 +102,7 @@ class PretrainModule(LightningModule):
         self.history: list[dict[str, float]] = []
         self.batches_done = 0
         self.resumed_from = 0
+        self.failed: dict[str, str] = {}
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._epoch = -1
@@ -110,13 +112,14 @@ class PretrainModule(LightningModule):
         return self._loader(self.batches_done)
 
     def transfer_batch_to_device(self, batch: PretrainBatch, device: torch.device, index: int) -> PretrainBatch:
-        """Move the waveforms of a batch."""
-        examples = batch.examples
-        waveforms = examples.inputs.waveforms
-        if waveforms is None:
-            return batch
-        moved = Examples(Inputs(waveforms=waveforms.to(device)), examples.ids, examples.labels, examples.starts)
-        return PretrainBatch(moved, batch.number, batch.epoch)
+        """Move the media of a batch; labels stay where they are."""
+        inputs = batch.examples.inputs
+        moved = Inputs(
+            waveforms=None if inputs.waveforms is None else inputs.waveforms.to(device),
+            video=None if inputs.video is None else inputs.video.to(device),
+            images=None if inputs.images is None else inputs.images.to(device),
+        )
+        return replace(batch, examples=replace(batch.examples, inputs=moved))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW in two groups, and the learning rate per step."""
@@ -140,6 +143,7 @@ class PretrainModule(LightningModule):
         with isolated_rng(seed):
             output = self.objective(batch.examples, self.global_step, torch.Generator().manual_seed(seed))
         self.batches_done = batch.number + 1
+        self.failed |= batch.failed
         self._add({name: float(value) for name, value in output.logs.items()} | {"clips": len(batch.examples.ids)})
         return output.loss
 
