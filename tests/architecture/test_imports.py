@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "mmssl"
 CORE = ("types", "errors", "registry", "lengths", "random")
 TIERS = (
     CORE,
-    ("nn", "media", "data", "metrics"),
+    ("nn", "media", "data", "metrics", "augment"),
     ("upstreams", "objectives", "interfaces", "downstream"),
     ("features", "training", "probing", "analysis"),
     ("report", "stages", "testing", "hear", "compat"),
@@ -21,6 +21,7 @@ TIERS = (
 TIER_OF = {name: level for level, tier in enumerate(TIERS) for name in tier}
 # (importing package, imported package) pairs of one tier that are allowed, and why
 SAME_TIER = {
+    ("augment", "media"): "noise and impulse responses are read from files",
     ("objectives", "upstreams"): "objectives train an Encoder",
     ("probing", "training"): "a batched run gives what the ordinary trainer gives, which trains what cannot be stacked",
     ("probing", "features"): "probes read stores",

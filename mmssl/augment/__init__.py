@@ -1,0 +1,1 @@
+"""Augmentations of single clips: everything random is drawn from the generator that is handed in."""
