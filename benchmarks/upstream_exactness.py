@@ -81,7 +81,7 @@ def configurations(base: bool) -> dict[str, dict[str, Any]]:
 
 def build(config: dict[str, Any]) -> tuple[HFUpstream, Any]:
     """Our upstream, and the plain model with the same weights."""
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoConfig, AutoModel, SpeechT5ForSpeechToText
 
     upstream = load_upstream("hf", config=config, seed=SEED)
     assert isinstance(upstream, HFUpstream)
@@ -91,8 +91,10 @@ def build(config: dict[str, Any]) -> tuple[HFUpstream, Any]:
             if parameter.dim() == 1:
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
     with isolated_rng(SEED):
-        plain: Any = AutoModel.from_config(AutoConfig.for_model(**config))
-    plain = plain.encoder if config["model_type"] in ("whisper", "moonshine") else plain
+        values: Any = AutoConfig.for_model(**config)
+        speecht5 = config["model_type"] == "speecht5"
+        plain: Any = SpeechT5ForSpeechToText(values).speecht5 if speecht5 else AutoModel.from_config(values)
+    plain = plain.encoder if config["model_type"] in ("whisper", "moonshine", "speecht5") else plain
     plain.load_state_dict(upstream.model.state_dict())
     return upstream, plain.eval().requires_grad_(False)
 

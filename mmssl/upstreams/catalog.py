@@ -59,6 +59,17 @@ CATALOG: dict[str, Entry] = {
     "wav2vec1": _clipwise(
         (13, 512, 10.0), paper="Schneider et al. 2019", checkpoints=("fairseq", "S3PRL"), licence="MIT (fairseq)"
     ),
+    "vq_wav2vec": _clipwise(
+        (14, 512, 10.0), paper="Baevski et al. 2020 (vq)", checkpoints=("fairseq", "S3PRL"), licence="MIT (fairseq)"
+    ),
+    "discrete_bert": Entry(
+        SPEECH,
+        audio((13, 768, 10.0)),
+        invariance="tokens clip by clip, then clips are packed end to end",
+        paper="Baevski et al. 2020 (vq)",
+        licence="MIT (fairseq)",
+        checkpoints=("fairseq (RoBERTa and vq-wav2vec)", "S3PRL"),
+    ),
     "apc": _clipwise((3, 512, 10.0), paper="Chung et al. 2019", checkpoints=("S3PRL (apc, vq_apc)",), licence=_S3PRL),
     "mockingjay": _clipwise((13, 768, 10.0), paper="Liu et al. 2020", checkpoints=("S3PRL",), licence=_S3PRL),
     "tera": _clipwise((4, 768, 10.0), paper="Liu et al. 2021", checkpoints=("S3PRL",), licence=_S3PRL),

@@ -23,6 +23,7 @@ SPEECH_FAMILIES: dict[str, Entry] = {
     "moonshine": _model(7, 288, "Jeffries et al. 2024", "MIT", "group norm over valid frames, masked attention", 24.0),
     "sew": _model(13, 768, "Wu et al. 2021", "Apache-2.0 (hub), MIT (asappresearch/sew)", EQUAL, 40.0),
     "sew-d": _model(13, 768, "Wu et al. 2021", "Apache-2.0 (hub), MIT (asappresearch/sew)", EQUAL, 40.0),
+    "speecht5": _model(13, 768, "Ao et al. 2022", "MIT (microsoft/SpeechT5)"),
     "unispeech": _model(13, 768, "Wang et al. 2021", MICROSOFT),
     "unispeech-sat": _model(13, 768, "Chen et al. 2021", MICROSOFT),
     "wav2vec2": _model(13, 768, "Baevski et al. 2020", "Apache-2.0 (hub), MIT (fairseq)"),

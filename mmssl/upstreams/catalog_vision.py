@@ -40,6 +40,7 @@ VISION_FAMILIES: dict[str, Entry] = {
     "dinov3_vit": _pictures((13, 384), paper="Siméoni et al. 2025", licence="DINOv3 License"),
     "hiera": _pictures(*_STAGES, paper="Ryali et al. 2023"),
     "ijepa": _pictures(_VIT, paper="Assran et al. 2023", licence="CC BY-NC 4.0 (facebookresearch/ijepa)"),
+    "pixio": _pictures((33, 1280), paper="Yang et al. 2025"),
     "resnet": _pictures((1, 64), (1, 256), (1, 512), (1, 1024), (1, 2048), paper="He et al. 2016"),
     "siglip_vision_model": _pictures(_VIT, paper="Zhai et al. 2023", licence="Apache-2.0"),
     "swin": _pictures((1, 96), (1, 192), (1, 384), (2, 768), paper="Liu et al. 2021", licence="MIT"),
@@ -62,6 +63,14 @@ SOUND_FAMILIES: dict[str, Entry] = {
         invariance=WINDOW,
         paper="Gong et al. 2021",
         licence="BSD-3-Clause (YuanGongND/ast)",
+        checkpoints=FOLDER,
+    ),
+    "pe_audio_encoder": Entry(
+        ("audio", "speech"),
+        {"audio": (Run(7, 1792, 40.0),)},
+        sample_rate=48000,
+        invariance=EQUAL,
+        paper="Vyas et al. 2025 (PE-AV)",
         checkpoints=FOLDER,
     ),
     "clap_audio_model": Entry(

@@ -69,7 +69,9 @@ class HFUpstream(Upstream):
             folder, hf_config, preprocessing = None, make_config(config or {}), Preprocessing()
         self.family = FAMILIES[_known_family(hf_config.model_type)](hf_config, preprocessing, do_normalize)
         _switch_off_randomness(hf_config)
-        model = build_model(hf_config, folder, attn_implementation, DTYPES[dtype])
+        model = build_model(
+            hf_config, folder, attn_implementation, DTYPES[dtype], self.family.optional, self.family.model_class
+        )
         self.model = self.family.prepare(model)
         self.spec = self.family.spec
         self.invariance = self.family.invariance

@@ -1,4 +1,4 @@
-"""Sound models of transformers that see a whole window: the Audio Spectrogram Transformer and CLAP's audio encoder."""
+"""Sound models of transformers: the Audio Spectrogram Transformer, CLAP's audio encoder and that of PE-AV."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from mmssl.types import Inputs, Layers, Padded, Representation, StreamSpec, Upst
 from mmssl.upstreams.base import Upstream
 from mmssl.upstreams.checkpoints import read_json
 from mmssl.upstreams.hf import DTYPES, build_model, check_arguments, find_folder, make_config, read_config
+from mmssl.upstreams.hf_speech import by_length
 from mmssl.upstreams.mel_patches import AUDIOSET_MEAN, AUDIOSET_STD
 from mmssl.upstreams.spectral import KALDI_SCALE, Fbank
 
@@ -29,14 +30,20 @@ class SoundFamily(ABC):
 
     Attributes:
         model_class: name in transformers of what holds the weights.
+        invariance: how padding is kept out of the features.
         spec: what the upstream declares.
     """
 
     model_class: ClassVar[str] = "AutoModel"
+    invariance: ClassVar[str] = WINDOW
     spec: UpstreamSpec
 
     @abstractmethod
     def __init__(self, config: Any, preprocessing: Mapping[str, Any]) -> None: ...
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Change what stands in the way of the contract; the weights and their names stay."""
+        return model
 
     @abstractmethod
     def output_lengths(self, lengths: Tensor, layer: int) -> Tensor:
@@ -44,7 +51,7 @@ class SoundFamily(ABC):
 
     @abstractmethod
     def hidden_states(self, model: nn.Module, waveforms: Padded, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """Hidden states (B, tokens of the window, D_k), in order of time."""
+        """Hidden states (B, tokens of the window or at least of the longest clip, D_k), in order of time."""
 
 
 class Ast(SoundFamily):
@@ -150,15 +157,82 @@ class Clap(SoundFamily):
         return tuple(h.unflatten(2, (self.fold, -1)).mean(3).flatten(2).transpose(1, 2) for h in hidden)
 
 
-FAMILIES: Mapping[str, type[SoundFamily]] = {"audio-spectrogram-transformer": Ast, "clap_audio_model": Clap}
+class PeAudio(SoundFamily):
+    """The sound encoder of PE-AV: the convolutions of a codec to frames of 40 ms, then a transformer.
+
+    As in PeAudioFeatureExtractor, a clip is reflected at its end to whole frames. The class token is left out. Norms
+    and convolutions over frames would read padding, so that clips of equal length run together. The last hidden state
+    comes after the final norm and projection, the others before it.
+    """
+
+    invariance = "clips of equal length run together"
+
+    def __init__(self, config: Any, preprocessing: Mapping[str, Any]) -> None:
+        self.hop = config.dac_config.hop_length
+        layers = config.num_hidden_layers + 1
+        self.spec = UpstreamSpec(
+            inputs=("waveforms",),
+            streams={"audio": StreamSpec((config.hidden_size,) * layers, (self.hop,) * layers)},
+            sample_rate=int(preprocessing.get("sampling_rate", 48000)),
+            min_length=self.hop,
+        )
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Keep the sound encoder alone, and let gradients through its codec, which transformers runs without."""
+        encoder: Any = getattr(model, "audio_encoder", model)
+        encoder.embedder = _CodecFrames(encoder.embedder)
+        return encoder
+
+    def output_lengths(self, lengths: Tensor, layer: int) -> Tensor:
+        """Frames that the clip reaches into."""
+        return (lengths + self.hop - 1) // self.hop
+
+    def hidden_states(self, model: nn.Module, waveforms: Padded, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Run clips of one length at a time."""
+
+        def run(clips: Padded) -> tuple[Tensor, ...]:
+            missing = -clips.data.shape[1] % self.hop
+            whole = F.pad(clips.data[:, None], (0, missing), mode="reflect") if missing else clips.data[:, None]
+            hidden = model(whole.to(dtype), output_hidden_states=True).hidden_states
+            # the class token comes first, and the last of the list comes without it
+            return tuple(h[:, -(whole.shape[2] // self.hop) :] for h in hidden)
+
+        return by_length(waveforms, run)
+
+
+class _CodecFrames(nn.Module):
+    """The parts of transformers' PeAudioEncoderEmbedder under their names, with gradients."""
+
+    def __init__(self, embedder: Any) -> None:
+        super().__init__()
+        self.dac_encoder, self.bottleneck, self.data_proj = (
+            embedder.dac_encoder,
+            embedder.bottleneck,
+            embedder.data_proj,
+        )
+
+    def forward(self, input_values: Tensor, padding_mask: None = None) -> tuple[Tensor, None]:
+        """(B, 1, T) of whole frames without padding -> frames (B, T', D)."""
+        return self.data_proj(self.bottleneck(self.dac_encoder(input_values)).transpose(1, 2)), None
+
+
+FAMILIES: Mapping[str, type[SoundFamily]] = {
+    "audio-spectrogram-transformer": Ast,
+    "clap_audio_model": Clap,
+    "pe_audio_encoder": PeAudio,
+}
 """transformers' model type -> its class."""
 
 
-class HFAudio(Upstream):
-    """An audio model of transformers with a fixed window (AST, CLAP) as an upstream, preprocessing included.
+# models of text and sound whose sound encoder is taken
+_WITH_TEXT = ("clap", "pe_audio")
 
-    The hidden states are those that transformers lists under `output_hidden_states=True`, in order of time; `Ast` and
-    `Clap` say how. From a CLAP of text and sound the audio encoder is taken.
+
+class HFAudio(Upstream):
+    """A sound model of transformers (AST and CLAP with their fixed windows, PE-AV's encoder), preprocessing included.
+
+    The hidden states are those that transformers lists under `output_hidden_states=True`, in order of time; `Ast`,
+    `Clap` and `PeAudio` say how. From a CLAP or PE-AV of text and sound the audio encoder is taken.
 
     Args:
         path: folder in transformers format (config.json and model.safetensors or pytorch_model.bin), or a hub name.
@@ -174,8 +248,6 @@ class HFAudio(Upstream):
         CheckpointError: the folder lacks what is needed.
     """
 
-    invariance = WINDOW
-
     def __init__(
         self,
         path: str | None = None,
@@ -189,22 +261,28 @@ class HFAudio(Upstream):
         folder, preprocessing = None, {}
         if path is not None:
             folder = find_folder(path)
-            hf_config = read_config(folder, (*FAMILIES, "clap"))
+            hf_config = read_config(folder, (*FAMILIES, *_WITH_TEXT))
             file = folder / "preprocessor_config.json"
             preprocessing = read_json(file) if file.is_file() else {}
         else:
             hf_config = make_config(config or {}, FAMILIES)
-        if hf_config.model_type == "clap":
+        # CLAP's encoder is loaded alone; that of PE-AV has its place in the whole model
+        whole = hf_config
+        if hf_config.model_type in _WITH_TEXT:
             hf_config = hf_config.audio_config
+        if whole.model_type == "clap":
+            whole = hf_config
         self.family = FAMILIES[hf_config.model_type](hf_config, preprocessing)
-        self.model = build_model(
-            hf_config,
+        model = build_model(
+            whole,
             folder,
             attn_implementation,
             DTYPES[dtype],
             ("audio_projection", "classifier"),
             self.family.model_class,
         )
+        self.model = self.family.prepare(model)
+        self.invariance = self.family.invariance
         self.spec = self.family.spec
 
     def output_lengths(self, lengths: Tensor, stream: str = "audio", layer: int = -1) -> Tensor:

@@ -45,9 +45,13 @@ class SpeechFamily(ABC):
 
     Attributes:
         invariance: how padding is kept out of the features.
+        model_class: name in transformers of what holds the weights.
+        optional: parts of the names of weights that a checkpoint may lack, because they touch no hidden state.
     """
 
     invariance: ClassVar[str]
+    model_class: ClassVar[str] = "AutoModel"
+    optional: ClassVar[tuple[str, ...]] = ("masked_spec_embed",)
     convs: list[tuple[int, int]]
     spec: UpstreamSpec
 
@@ -128,6 +132,22 @@ class ConvTransformer(SpeechFamily):
         }
         with length_scope(**scope):
             return model(data.to(dtype), attention_mask=mask, output_hidden_states=True).hidden_states
+
+
+class SpeechT5(ConvTransformer):
+    """SpeechT5's encoder with its prenet for speech; of the checkpoints those that take speech (asr, vc) have it."""
+
+    model_class = "SpeechT5ForSpeechToText"
+    optional = ("masked_spec_embed", "decoder")
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Keep the encoder alone; then as for wav2vec 2.0, under SpeechT5's names."""
+        encoder: Any = model.get_submodule("speecht5.encoder")
+        first = encoder.prenet.feature_encoder.conv_layers[0]
+        if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
+            first.layer_norm = MaskedGroupNorm.like(first.layer_norm, scope="first_conv")
+        encoder.prenet.pos_conv_embed.conv.register_forward_pre_hook(_zero_padded_frames)
+        return encoder
 
 
 class EqualLengths(ConvTransformer):
@@ -286,6 +306,7 @@ FAMILIES: Mapping[str, type[SpeechFamily]] = {
     "moonshine": Moonshine,
     "sew": EqualLengths,
     "sew-d": EqualLengths,
+    "speecht5": SpeechT5,
     "unispeech": ConvTransformer,
     "unispeech-sat": ConvTransformer,
     "wav2vec2": ConvTransformer,

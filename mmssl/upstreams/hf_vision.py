@@ -50,6 +50,10 @@ def _registers(config: Any) -> int:
     return 1 + config.num_register_tokens
 
 
+def _class_tokens(config: Any) -> int:
+    return config.n_cls_tokens
+
+
 FAMILIES: Mapping[str, VisionFamily] = {
     "beit": VisionFamily(_prefix(1)),
     "clip_vision_model": VisionFamily(_prefix(1)),
@@ -62,6 +66,7 @@ FAMILIES: Mapping[str, VisionFamily] = {
     "dinov3_vit": VisionFamily(_registers, any_size=True),
     "hiera": VisionFamily(_prefix(0)),
     "ijepa": VisionFamily(_prefix(0)),
+    "pixio": VisionFamily(_class_tokens),
     "resnet": VisionFamily(_prefix(0), any_size=True),
     "siglip_vision_model": VisionFamily(_prefix(0)),
     "swin": VisionFamily(_prefix(0)),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,11 @@ from mmssl.nn.transformer import TransformerEncoder
 from mmssl.types import Inputs, Layers, Padded, Representation, StreamSpec, UpstreamSpec
 from mmssl.upstreams.base import Upstream
 from mmssl.upstreams.checkpoints import write_file
+from mmssl.upstreams.distillation_heads import NUM_HEADS, DistillationHeads, heads_of_s3prl
 from mmssl.upstreams.speech_config import PRESETS, SpeechConfig, preset_config, to_transformers
 from mmssl.upstreams.speech_weights import from_canonical, read_speech_checkpoint
 
+_LOG = logging.getLogger(__name__)
 _SAMPLE_RATE = 16000
 
 
@@ -49,6 +52,8 @@ class SpeechTransformer(Upstream):
         normalize: bring each clip to zero mean and unit variance first; None as the checkpoint or preset says.
         dropout: in training, of hidden states; None as the checkpoint or preset says.
         layer_drop: in training, the probability with which a block is passed over; the number of layers stays.
+        prediction_heads: for DistilHuBERT: after the layers, append what its heads predict of the teacher's layers
+            (4, 8 and 12 in the published model). A checkpoint must hold them, as S3PRL's file does.
 
     Raises:
         ConfigError: an unknown preset, or sizes that do not go together.
@@ -71,9 +76,12 @@ class SpeechTransformer(Upstream):
         normalize: bool | None = None,
         dropout: float | None = None,
         layer_drop: float | None = None,
+        prediction_heads: bool = False,
     ) -> None:
         super().__init__()
         config = preset_config(preset or self.default_preset)
+        if prediction_heads and config.family != "distilhubert":
+            raise ConfigError(f"prediction_heads are DistilHuBERT's: a {config.family} model has none.")
         if type(self) is not SpeechTransformer:
             self._check_family(config)
         given = {
@@ -90,9 +98,10 @@ class SpeechTransformer(Upstream):
         overrides: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         if checkpoint is None:
             self.config = dataclasses.replace(config, **overrides)
-            self._build(self.config)
+            size = self.config.hidden_size
+            self._build(self.config, DistillationHeads(size, size, size, NUM_HEADS) if prediction_heads else None)
         else:
-            self._load(checkpoint, config, overrides)
+            self._load(checkpoint, config, overrides, prediction_heads)
 
     def _check_family(self, config: SpeechConfig) -> None:
         family = PRESETS[self.default_preset].family
@@ -102,7 +111,7 @@ class SpeechTransformer(Upstream):
                 f"{type(self).__name__} takes the presets {', '.join(allowed)}, got one of {config.family}."
             )
 
-    def _build(self, config: SpeechConfig) -> None:
+    def _build(self, config: SpeechConfig, heads: DistillationHeads | None = None) -> None:
         self.front_end = ConvFrontEnd(
             config.conv_channels, config.conv_kernels, config.conv_strides, config.conv_bias, config.conv_norm
         )
@@ -127,8 +136,10 @@ class SpeechTransformer(Upstream):
             relative_buckets=config.relative_buckets,
             relative_distance=config.relative_distance,
         )
-        layers = config.num_layers + 1
-        stream = StreamSpec((size,) * layers, (self.front_end.hop_length,) * layers)
+        self.heads = heads
+        predicted = () if heads is None else (heads.output_size,) * heads.num_heads
+        widths = (size,) * (config.num_layers + 1) + predicted
+        stream = StreamSpec(widths, (self.front_end.hop_length,) * len(widths))
         self.spec = UpstreamSpec(
             inputs=("waveforms",),
             streams={"audio": stream},
@@ -136,7 +147,7 @@ class SpeechTransformer(Upstream):
             min_length=self.front_end.min_length,
         )
 
-    def _load(self, checkpoint: str, fallback: SpeechConfig, overrides: dict[str, Any]) -> None:
+    def _load(self, checkpoint: str, fallback: SpeechConfig, overrides: dict[str, Any], with_heads: bool) -> None:
         wanted = overrides.pop("num_layers", None)
         # a bare state dict does not tell the number of heads
         known = {"num_heads": overrides["num_heads"]} if "num_heads" in overrides else {}
@@ -148,10 +159,16 @@ class SpeechTransformer(Upstream):
                     f"Leave {name} out: sizes come from the checkpoint."
                 )
         self.config = dataclasses.replace(read.config, **overrides)
+        heads = heads_of_s3prl(read.left_out, checkpoint) if with_heads else {}
+        left_out = [name for name in read.left_out if not (with_heads and name.startswith("output_layer."))]
+        if left_out:
+            _LOG.info(
+                "%s: weights left out, %d, no part of the encoder: %s", checkpoint, len(left_out), ", ".join(left_out)
+            )
         with torch.device("meta"):
-            self._build(self.config)
+            self._build(self.config, DistillationHeads.shaped(heads) if heads else None)
         try:
-            self.load_state_dict(read.state, strict=True, assign=True)
+            self.load_state_dict(read.state | {f"heads.{k}": v for k, v in heads.items()}, strict=True, assign=True)
         except RuntimeError as error:
             raise CheckpointError(f"{checkpoint} holds weights of other sizes than it states: {error}") from error
 
@@ -180,7 +197,7 @@ class SpeechTransformer(Upstream):
                     f"extract_packed takes clips (T,) of at least {self.spec.min_length} samples, "
                     f"got {tuple(clip.shape)}."
                 )
-        states = self.encoder.forward_packed(self.features(self.latents(waveforms)))
+        states = self._states(self.features(self.latents(waveforms)))
         per_layer = [state.split() for state in states]
         lengths = [torch.tensor(n, device=states[0].data.device) for n in states[0].lengths]
         return [
@@ -203,8 +220,16 @@ class SpeechTransformer(Upstream):
         features = self.features(self.latents(waveforms.unpad()))
         if mask is not None:
             features = self._masked(features, mask, mask_embedding)
-        states = [state.pad() for state in self.encoder.forward_packed(features)]
+        states = [state.pad() for state in self._states(features)]
         return Layers(tuple(s.data for s in states), (states[0].lengths,) * len(states))
+
+    def _states(self, features: Packed) -> list[Packed]:
+        """All layers of features (N, D), the heads' predictions last."""
+        states = self.encoder.forward_packed(features)
+        if self.heads is not None:
+            last = states[-1]
+            states += [last.replace(prediction) for prediction in self.heads(self.encoder.finish(last.data))]
+        return states
 
     def latents(self, waveforms: Sequence[Tensor]) -> Packed:
         """Frames (N, C) of the convolutional front end, before norm and projection."""
@@ -238,7 +263,8 @@ class SpeechTransformer(Upstream):
         """Write config.json, model.safetensors and preprocessor_config.json, which transformers' `AutoModel` loads.
 
         Each file is written whole or not at all. Masking during training is switched off in the configuration, since
-        no mask embedding belongs to the encoder.
+        no mask embedding belongs to the encoder; prediction heads are left out, since transformers has no place for
+        them.
         """
         from safetensors.torch import save
 
@@ -295,6 +321,9 @@ class UniSpeechSat(SpeechTransformer):
 
 
 class DistilHubert(SpeechTransformer):
-    """DistilHuBERT (Chang et al. 2022): two layers of HuBERT's kind, no norm before the projection."""
+    """DistilHuBERT (Chang et al. 2022): two layers of HuBERT's kind, no norm before the projection.
+
+    `prediction_heads=True` appends what its heads predict.
+    """
 
     default_preset = "distilhubert"

@@ -65,10 +65,12 @@ class SpeechCheckpoint:
     Attributes:
         config: its sizes.
         state: its weights by our names.
+        left_out: those of pretraining and fine-tuning heads, by the file's names without its prefixes.
     """
 
     config: SpeechConfig
     state: dict[str, Tensor]
+    left_out: dict[str, Tensor]
 
 
 def rows(config: SpeechConfig, layout: Layout) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -210,7 +212,9 @@ def read_speech_checkpoint(path: str | Path, fallback: SpeechConfig, num_layers:
     if num_layers is not None and num_layers > config.num_layers:
         raise CheckpointError(f"{path} has {config.num_layers} layers, {num_layers} were asked for.")
     config = replace(config, num_layers=config.num_layers if num_layers is None else num_layers)
-    return SpeechCheckpoint(config, to_canonical(state, config, layout, str(path)))
+    canonical = to_canonical(state, config, layout, str(path))
+    left_out = {name: tensor for name, tensor in plain_names(state, layout).items() if _HEADS.match(name)}
+    return SpeechCheckpoint(config, canonical, left_out)
 
 
 def _from_file(

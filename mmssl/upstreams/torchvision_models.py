@@ -27,6 +27,9 @@ class TorchvisionImage(TappedPictures):
     Layers by default: ResNets and their kin: the stem and the four stages; vision transformers: the input of the first
     block and the output of each, the class token first; others with a list `features`: the output of each of its parts.
 
+    Networks without a checkpoint are for trials: their batch norms have no statistics yet, so that values shrink from
+    layer to layer, in EfficientNet-B0 to 1e-14, below what float16 can hold (bfloat16 has float32's range).
+
     Args:
         name: as torchvision.models has it: resnet18, resnet50, vit_b_16, swin_t, convnext_tiny, ...
         checkpoint: a local file with the network's weights, of torchvision or of a method trained on that network; its

@@ -45,7 +45,7 @@ def test_sound_families(model_type: str) -> None:
     family = hf_audio.FAMILIES[model_type](transformers.AutoConfig.for_model(model_type), {})
     entry = CATALOG["hf_audio"].families[model_type]
     assert_states(entry, family.spec)
-    assert entry.invariance == hf_audio.HFAudio.invariance
+    assert entry.invariance == family.invariance
 
 
 @pytest.mark.parametrize(("name", "module"), [("hf_vision", hf_vision), ("hf_audio", hf_audio)])

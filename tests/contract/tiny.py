@@ -27,6 +27,22 @@ CLAP = {
 }
 
 
+CODEC = {"encoder_hidden_size": 2, "downsampling_ratios": [2, 8, 10, 12], "codebook_dim": 6}
+SPEECHT5 = {
+    "hidden_size": 16,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 24,
+    "decoder_layers": 1,
+    "decoder_attention_heads": 2,
+    "decoder_ffn_dim": 8,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+    "encoder_max_relative_position": 10,
+    "max_speech_positions": 300,
+}
+
+
 def hf(model_type: str, **values: Any) -> dict[str, Any]:
     return {"config": {"model_type": model_type} | values}
 
@@ -41,11 +57,22 @@ TINY: dict[str, list[dict[str, Any]]] = {
     "wavlm": [{"preset": "wavlm_tiny"}, {"preset": "wavlm_large_tiny"}],
     "data2vec_audio": [{"preset": "data2vec_audio_tiny"}],
     "unispeech_sat": [{"preset": "unispeech_sat_tiny"}, {"preset": "unispeech_sat_large_tiny"}],
-    "distilhubert": [{"preset": "distilhubert_tiny"}],
+    "distilhubert": [
+        {"preset": "distilhubert_tiny"},
+        {"preset": "distilhubert_tiny", "prediction_heads": True},
+    ],
     "cpc": [{"hidden_size": 8, "context_size": 12, "num_context_layers": 2}, {"hidden_size": 8, "cell": "gru"}],
     "wav2vec1": [
         {"channels": 8, "aggregator_kernels": [2, 3]},
         {"preset": "wav2vec_base", "channels": 8, "aggregator_kernels": [3, 3]},
+    ],
+    "vq_wav2vec": [
+        {"channels": 8, "aggregator_kernels": [2, 3], "num_entries": 5},
+        {"preset": "vq_wav2vec_gumbel", "channels": 8, "aggregator_kernels": [3], "num_entries": 5},
+    ],
+    "discrete_bert": [
+        BUNDLE | {"channels": 8, "num_entries": 5},
+        BUNDLE | {"tokenizer": "vq_wav2vec_gumbel", "channels": 8, "num_entries": 3, "max_positions": 20},
     ],
     "apc": [{"hidden_size": 12, "num_mel_bins": 20}],
     "mockingjay": [{"hidden_size": 16, "num_layers": 2, "num_heads": 2, "feed_forward_size": 24, "deltas": 1}],
@@ -77,6 +104,7 @@ TINY: dict[str, list[dict[str, Any]]] = {
             num_conv_pos_embedding_groups=2,
             num_conv_pos_embeddings=2,
         ),
+        hf("speecht5", **SPEECHT5, **CONVS),
         hf("unispeech", **BASE),
         hf("unispeech-sat", **BASE),
         hf("sew", **BASE),
@@ -121,6 +149,7 @@ TINY: dict[str, list[dict[str, Any]]] = {
         hf("dinov2_with_registers", **DINO, image_size=32),
         hf("dinov3_vit", **PICTURES, num_register_tokens=2),
         hf("dinov3_convnext", **MAPS),
+        hf("pixio", **DINO, image_size=32, n_cls_tokens=3),
         hf("convnext", **MAPS),
         hf("resnet", depths=[1, 1], hidden_sizes=[8, 16], embedding_size=8) | {"image_size": 32},
         hf("swin", image_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4),
@@ -142,6 +171,7 @@ TINY: dict[str, list[dict[str, Any]]] = {
         hf("audio-spectrogram-transformer", **SIZES, max_length=200),
         hf("clap_audio_model", **CLAP),
         hf("clap_audio_model", **CLAP, enable_fusion=True),
+        hf("pe_audio_encoder", **SIZES, num_key_value_heads=2, head_dim=8, dac_config=CODEC),
     ],
     "torchvision": [{"name": "resnet18", "image_size": 32}],
     "torchvision_video": [{"name": "mc3_18", "image_size": 16}],

@@ -31,6 +31,20 @@ WHISPER = {
     "max_source_positions": 50,
     "num_mel_bins": 40,
 }
+SPEECHT5 = CONVS | {
+    "model_type": "speecht5",
+    "hidden_size": 32,
+    "encoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_layers": 1,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 16,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+    "encoder_max_relative_position": 20,
+    "max_speech_positions": 400,
+}
 CONFIGS = {
     **{
         f"{family}-{kind}": {"model_type": family} | values
@@ -55,6 +69,7 @@ CONFIGS = {
         | {"model_type": "wav2vec2-bert", "position_embeddings_type": kind, "conv_depthwise_kernel_size": 7}
         for kind in ("relative_key", "relative", "rotary")
     },
+    **{f"speecht5-{kind}": SPEECHT5 | {"feat_extract_norm": kind, "conv_bias": True} for kind in ("group", "layer")},
     "whisper": {"model_type": "whisper"} | WHISPER | TEXT,
     "moonshine": {
         "model_type": "moonshine",
@@ -96,7 +111,8 @@ def plain_hidden_states(upstream: HFUpstream, name: str, clip: torch.Tensor) -> 
     values = CONFIGS[name]
     family = values["model_type"]
     config = transformers.AutoConfig.for_model(**values)
-    model = transformers.AutoModel.from_config(config).eval()
+    build_plain = transformers.SpeechT5ForSpeechToText if family == "speecht5" else transformers.AutoModel.from_config
+    model = build_plain(config).eval()
     extractor = {
         "whisper": lambda: transformers.WhisperFeatureExtractor(feature_size=40, chunk_length=1),
         "wav2vec2-bert": transformers.SeamlessM4TFeatureExtractor,
@@ -104,6 +120,8 @@ def plain_hidden_states(upstream: HFUpstream, name: str, clip: torch.Tensor) -> 
     given = extractor(clip.numpy(), sampling_rate=16000, return_tensors="pt")
     if family in ("whisper", "moonshine"):
         model = model.encoder
+    elif family == "speecht5":
+        model = model.speecht5.encoder
     model.load_state_dict(upstream.model.state_dict())
     with torch.no_grad():
         if family == "wav2vec2-bert":

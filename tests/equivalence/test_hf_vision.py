@@ -103,6 +103,33 @@ def test_time_of_a_timesformer_token() -> None:
     assert moved.tolist() == [False, False, True, False]
 
 
+@pytest.mark.parametrize("samples", [1920, 9600, 20123])
+def test_pe_audio_equals_plain_transformers_with_its_extractor(samples: int) -> None:
+    (row,) = (row for row in TINY["hf_audio"] if name_of(row) == "pe_audio_encoder")
+    upstream = load_upstream("hf_audio", **row)
+    perturb(upstream.model)
+    clip = 0.1 * torch.randn(samples, generator=torch.Generator().manual_seed(2))
+    given = transformers.PeAudioFeatureExtractor()(clip.numpy(), sampling_rate=48000, return_tensors="pt")
+    with torch.no_grad():
+        out = plain(upstream, row["config"])(given["input_values"], output_hidden_states=True)
+    ours = upstream(clip[None])["audio"].hidden_states
+    assert_equal_layers(ours, [*(h[:, 1:] for h in out.hidden_states[:-1]), out.last_hidden_state])
+
+
+def test_the_sound_encoder_of_a_pe_audio_folder(tmp_path: Path) -> None:
+    (row,) = (row for row in TINY["hf_audio"] if name_of(row) == "pe_audio_encoder")
+    text = SIZES | {"model_type": "modernbert", "vocab_size": 60, "num_hidden_layers": 1, "pad_token_id": 0}
+    text |= dict.fromkeys(("eos_token_id", "bos_token_id", "cls_token_id", "sep_token_id"), 1)
+    sound = {name: value for name, value in row["config"].items() if name != "model_type"}
+    whole = transformers.PeAudioModel(transformers.PeAudioConfig(audio_config=sound, text_config=text))
+    perturb(whole)
+    whole.save_pretrained(tmp_path)
+    upstream = load_upstream("hf_audio", path=str(tmp_path))
+    loaded = upstream.model.state_dict()
+    assert all(torch.equal(loaded.pop(name), value) for name, value in whole.audio_encoder.state_dict().items())
+    assert not loaded
+
+
 @pytest.mark.parametrize("samples", [32399, 20123, 2800])
 def test_ast_equals_plain_transformers_with_its_extractor(samples: int) -> None:
     values = SIZES | {"model_type": "audio-spectrogram-transformer", "max_length": 200}

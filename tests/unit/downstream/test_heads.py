@@ -9,7 +9,7 @@ from mmssl.errors import ConfigError, InputError, RegistryError
 from mmssl.random import isolated_rng
 from mmssl.types import Padded
 
-HEADS = ("linear", "mlp", "attentive_stats")
+HEADS = ("linear", "mlp", "attentive_stats", "blstm")
 CLIPS = [torch.randn(n, 5, generator=torch.Generator().manual_seed(n)) for n in (4, 9, 1)]
 
 

@@ -69,7 +69,9 @@ def build(name: str, folder: Path, **changes: Any) -> Objective:
 
 
 def test_every_method_has_a_config_that_names_its_arguments() -> None:
-    assert {path.stem for path in CONF.glob("*.yaml")} >= set(OBJECTIVES.builtins) == set(OPTIONS)
+    assert {path.stem for path in CONF.glob("*.yaml")} >= set(OBJECTIVES.builtins)
+    own = {path.stem.removeprefix("test_") for path in (Path(__file__).parent / "methods").glob("test_*.py")}
+    assert set(OBJECTIVES.builtins) <= set(OPTIONS) | own
     for name, target in OBJECTIVES.builtins.items():
         config = yaml.safe_load((CONF / f"{name}.yaml").read_text(encoding="utf-8"))
         assert config.pop("_target_") == target

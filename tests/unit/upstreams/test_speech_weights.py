@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from mmssl import load_upstream
-from mmssl.errors import CheckpointError
+from mmssl.errors import CheckpointError, ConfigError
 
 SIZES = {
     "hidden_size": 24,
@@ -194,6 +194,57 @@ def test_distilhubert_of_s3prl(tmp_path: Path) -> None:
     torch.save({"Distiller": weights, "Config": {"distiller": options}}, tmp_path / "d.ckpt")
     ours = assert_same(tmp_path / "d.ckpt", theirs, "distilhubert")
     assert ours.feature_norm is None
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_heads_of_distilhubert(tmp_path: Path, count: int, caplog: pytest.LogCaptureFixture) -> None:
+    theirs = peer("hubert", feat_proj_layer_norm=False)
+    size, inner, outer = theirs.config.hidden_size, 5, 7
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    heads = {"output_layer.0.weight": draw(count * inner, size), "output_layer.0.bias": draw(count * inner)}
+    if count == 1:
+        heads |= {"output_layer.2.layer.weight": draw(outer, inner), "output_layer.2.layer.bias": draw(outer)}
+    else:
+        heads |= {"output_layer.2.weight": draw(count, inner, outer), "output_layer.2.bias": draw(1, 1, count, outer)}
+    options = {k: v for k, v in OPTIONS.items() if k != "conv_feature_layers"}
+    options["extractor_conv_feature_layers"] = OPTIONS["conv_feature_layers"]
+    path = tmp_path / "d.ckpt"
+    torch.save({"Distiller": fairseq_names(theirs) | heads, "Config": {"distiller": options}}, path)
+    with caplog.at_level("INFO"):
+        plain = load_upstream("distilhubert", checkpoint=str(path))
+    assert "weights left out, 5, no part of the encoder: mask_emb, output_layer.0.weight" in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        full = load_upstream("distilhubert", checkpoint=str(path), prediction_heads=True)
+    assert "weights left out, 1, no part of the encoder: mask_emb\n" in caplog.text
+    waveform = draw(1, 3000)
+    default, found = plain(waveform)["audio"].hidden_states, full(waveform)["audio"].hidden_states
+    assert full.spec.streams["audio"].hidden_sizes == (size,) * len(default) + (outer,) * count
+    assert all(torch.equal(a, b) for a, b in zip(default, found, strict=False))
+    # frame by frame, as S3PRL's `SplitLinear` says
+    for head, prediction in enumerate(found[len(default) :]):
+        part = slice(head * inner, (head + 1) * inner)
+        for t, frame in enumerate(default[-1][0]):
+            x = heads["output_layer.0.weight"][part] @ frame + heads["output_layer.0.bias"][part]
+            x = 0.5 * x * (1 + torch.erf(x / 2**0.5))
+            if count == 1:
+                y = heads["output_layer.2.layer.weight"] @ x + heads["output_layer.2.layer.bias"]
+            else:
+                y = x @ heads["output_layer.2.weight"][head] + heads["output_layer.2.bias"][0, 0, head]
+            torch.testing.assert_close(prediction[0, t], y, rtol=1e-4, atol=1e-5)
+
+
+def test_heads_are_asked_for_where_there_are_none(tmp_path: Path) -> None:
+    full = load_upstream("distilhubert", preset="distilhubert_tiny")
+    full.save_transformers(tmp_path / "folder")
+    with pytest.raises(CheckpointError, match=r"lacks output_layer\.0\.weight"):
+        load_upstream("distilhubert", checkpoint=str(tmp_path / "folder"), prediction_heads=True)
+    with pytest.raises(ConfigError, match="a hubert model has none"):
+        load_upstream("hubert", preset="hubert_tiny", prediction_heads=True)
 
 
 def test_no_projection_between_equal_widths(tmp_path: Path) -> None:
