@@ -1,30 +1,31 @@
-"""A vision transformer in masked training: hidden patches are dropped, and a light decoder gives them back.
+"""Masked autoencoders in training: hidden patches are dropped, so that the encoder sees the others alone.
 
-Source: He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners", section 3.
+Sources: He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners", section 3; Huang et al. 2022, "Masked
+Autoencoders that Listen", section 3; Tong et al. 2022, "VideoMAE", section 3.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmssl.errors import ConfigError, InputError
-from mmssl.nn.masking import hidden_count, random_token_mask
-from mmssl.nn.patch import Positions, standardize_pictures
-from mmssl.nn.vit import Block, init_linears
-from mmssl.objectives.targets.base import Target
-from mmssl.objectives.types import Decoder, Encoded, Encoder, Examples, Hidden, Step, View
-from mmssl.objectives.views import Views
+from mmssl.lengths import patch_count, valid_mask, zero_padding
+from mmssl.nn.patch import standardize_pictures
+from mmssl.nn.vit import PatchEncoder
+from mmssl.objectives.types import Encoded, Encoder, Hidden, View
 from mmssl.types import Inputs, Layers, Padded
+from mmssl.upstreams.audio_mae import AudioMAE
+from mmssl.upstreams.base import Upstream
+from mmssl.upstreams.mel_patches import MelRows, token_mask
+from mmssl.upstreams.video_mae import TUBELET, VideoMAE, embed_video
 from mmssl.upstreams.vit_mae import MAE
-
-_EPS = 1e-6
 
 
 class PictureEncoder(Encoder):
-    """MAE's encoder in training: hidden patches never enter it.
+    """MAE's encoder in training.
 
     Taps: "patches" (B, N, patch * patch * C), the standardised pixels of every patch, rows of pixels first, channels
     last; "class" (B, 1, D), the output at the class token. `Encoded.output` is that of the visible patches, in order.
@@ -54,132 +55,238 @@ class PictureEncoder(Encoder):
         """Encode the pictures of a view; see `Encoder.encode`."""
         pictures = _pictures(view.inputs)
         upstream = self.upstream
-        if tuple(pictures.shape[-2:]) != upstream.spec.image_size:
-            raise InputError(
-                f"The encoder takes pictures of {upstream.spec.image_size} pixels, got {tuple(pictures.shape[-2:])}."
-            )
+        check_picture_size(upstream, pictures)
+        only_streams(view, ("image",))
         pictures = standardize_pictures(pictures, upstream.image_mean, upstream.image_std, upstream.dtype)
-        encoder = upstream.encoder
-        tokens = encoder.embed(pictures)
-        batch, count = tokens.shape[:2]
-        hidden = view.hidden.get("image")
-        mask = positions = None
-        if hidden is not None:
-            mask = hidden.mask
-            positions = _visible(hidden, batch, count)
-            tokens = tokens.gather(1, positions[..., None].expand(-1, -1, tokens.shape[-1]))
-        states = encoder.encode_tokens(tokens)
-        final = encoder.finish(states[-1])
-        size = pictures.shape[-1] // encoder.positions.columns
+        tokens = _whole(upstream.encoder.embed(pictures))
+        size = pictures.shape[-1] // upstream.encoder.positions.columns
         patches = pictures.unfold(2, size, size).unfold(3, size, size).permute(0, 2, 3, 4, 5, 1)
-        taps = {"patches": _whole(patches.reshape(batch, count, -1)), "class": _whole(final[:, :1])}
-        rest = [state[:, 1:] for state in states]
-        output = _whole(final[:, 1:])
-        layers = Layers(tuple(rest), (output.lengths,) * len(rest))
-        return {"image": Encoded(output, layers, mask, positions, taps)}
+        patches = patches.reshape(len(pictures), tokens.data.shape[1], -1)
+        encoded = encode_visible(upstream.encoder, tokens, patches, view.hidden.get("image"))
+        if len(set(encoded.output.lengths.tolist())) > 1:
+            raise InputError(
+                f"Every picture must keep the same number of patches, got {encoded.output.lengths.tolist()}: a mask is "
+                "to hide the same share of each."
+            )
+        return {"image": encoded}
 
 
-class RandomPatches(Views):
-    """One view, the picture itself, with a fixed number of its patches dropped at random.
+class MelEncoder(Encoder):
+    """AudioMAE's encoder in training, on clips of any length.
+
+    Taps: "patches" (B, N, patch * patch), the scaled log-mel values of every patch, time first; "class" (B, 1, D).
 
     Args:
-        ratio: share of the patches that are dropped.
-        stream: of the encoder.
+        upstream: the model.
 
     Raises:
-        ConfigError: a ratio that is not between 0 and 1.
+        ConfigError: another kind of upstream.
     """
 
-    def __init__(self, ratio: float = 0.75, stream: str = "image") -> None:
+    upstream: AudioMAE
+
+    def __init__(self, upstream: AudioMAE) -> None:
         super().__init__()
-        if not 0 < ratio < 1:
-            raise ConfigError(f"The mask ratio must be between 0 and 1, got {ratio}.")
-        self.ratio, self.stream = ratio, stream
+        if not isinstance(upstream, AudioMAE):
+            raise ConfigError(
+                f"This objective trains a masked autoencoder of log-mel patches (audio_mae), "
+                f"got {type(upstream).__name__}."
+            )
+        self.upstream = upstream
 
-    def forward(self, examples: Examples, encoder: Encoder, generator: torch.Generator) -> list[View]:
-        """The masked view; see `Views.forward`."""
-        lengths = encoder.frame_lengths(examples.inputs)[self.stream]
-        tokens = int(lengths[0])
-        mask = random_token_mask(len(lengths), tokens, hidden_count(tokens, self.ratio), generator=generator)
-        hidden = {self.stream: Hidden(mask.to(lengths.device))}
-        return [View(examples.inputs, hidden, examples.ids, examples.labels, examples.starts)]
+    def frame_lengths(self, inputs: Inputs) -> Mapping[str, Tensor]:
+        """Patches of each clip; see `Encoder.frame_lengths`."""
+        return {"audio": self.upstream.output_lengths(checked_waveforms(self.upstream, inputs).lengths)}
+
+    def encode(self, view: View) -> Mapping[str, Encoded]:
+        """Encode the waveforms of a view; see `Encoder.encode`."""
+        only_streams(view, ("audio",))
+        waveforms = checked_waveforms(self.upstream, view.inputs)
+        encoder = self.upstream.encoder
+        tokens, patches = mel_tokens(self.upstream.frames, encoder, waveforms, self.upstream.dtype)
+        return {"audio": encode_visible(encoder, tokens, patches, view.hidden.get("audio"))}
 
 
-class NormalizedPatches(Target):
-    """Pixels of each patch, brought to mean 0 and deviation 1 within the patch ("norm pix").
+class TubeletEncoder(Encoder):
+    """VideoMAE's encoder in training, on videos of any length.
+
+    Tap: "patches" (B, N, 2 * patch * patch * C), the pixels in [0, 1] of every tubelet: video frame, row, column,
+    channel, the channel fastest.
 
     Args:
-        stream: of the encoder.
+        upstream: the model.
+
+    Raises:
+        ConfigError: another kind of upstream.
     """
 
-    reads_student = True
+    upstream: VideoMAE
 
-    def __init__(self, stream: str = "image") -> None:
+    def __init__(self, upstream: VideoMAE) -> None:
         super().__init__()
-        self.stream = stream
+        if not isinstance(upstream, VideoMAE):
+            raise ConfigError(f"This objective trains a masked autoencoder of video, got {type(upstream).__name__}.")
+        self.upstream = upstream
 
-    def forward(self, step: Step, view: int) -> Tensor:
-        """(B, N, P); see `Target.forward`."""
-        pixels = step.tap(view, self.stream, "patches").detach().float()
-        variance, mean = torch.var_mean(pixels, dim=-1, keepdim=True)
-        return (pixels - mean) / (variance + _EPS).sqrt()
+    def frame_lengths(self, inputs: Inputs) -> Mapping[str, Tensor]:
+        """Tubelets of each video; see `Encoder.frame_lengths`."""
+        return {"video": self.upstream.output_lengths(checked_video(self.upstream, inputs).lengths)}
+
+    def encode(self, view: View) -> Mapping[str, Encoded]:
+        """Encode the videos of a view; see `Encoder.encode`."""
+        only_streams(view, ("video",))
+        upstream = self.upstream
+        video = checked_video(upstream, view.inputs)
+        tokens = embed_video(upstream.encoder, video, upstream.image_mean, upstream.image_std)
+        patches = tubelet_values(video, upstream.encoder.positions.columns)
+        return {"video": encode_visible(upstream.encoder, tokens, patches, view.hidden.get("video"))}
 
 
-class PatchDecoder(Decoder):
-    """Mask tokens in the places of dropped patches, positions, a few blocks, and a linear layer to the pixels.
+def encode_visible(
+    encoder: PatchEncoder, tokens: Padded, patches: Tensor, hidden: Hidden | None, levels: Sequence[int] = ()
+) -> Encoded:
+    """Run the blocks on the tokens that are left.
 
     Args:
-        input_size: width of the encoder.
-        columns: patches side by side, as many as below each other.
-        patch_values: values of one patch.
-        hidden_size, num_layers, num_heads: of the decoder.
+        encoder: its blocks and its last norm.
+        tokens: (B, N, D) of all patches, with positions; lengths in tokens.
+        patches: (B, N, P) values of all patches.
+        hidden: which are dropped; None for none.
+        levels: numbers of blocks, from 1, whose normed outputs are kept as the taps "layer.K".
+
+    Returns:
+        `output` and layers of the visible tokens in order, without a class token, whose output is the tap "class".
+
+    Raises:
+        ConfigError: the mask has a masker, or there is no such block.
+        InputError: the mask does not fit, or leaves nothing of a clip.
     """
+    mask = positions = None
+    patches_tap = Padded(patches, tokens.lengths)
+    if hidden is not None:
+        mask = _fitting(hidden, tokens)
+        positions, tokens = _visible(mask, tokens)
+    lengths, size = tokens.lengths, tokens.data.shape[1]
+    valid = token_mask(lengths, size)
+    states = encoder.encode_tokens(tokens.data, valid)
+    skip = 0 if encoder.cls_token is None else 1
+    final = encoder.finish(states[-1])
+    taps = {"patches": patches_tap}
+    if skip:
+        taps["class"] = _whole(final[:, :1])
+    if any(not 0 < level < len(states) for level in levels):
+        raise ConfigError(f"The encoder has blocks 1 to {len(states) - 1}, asked for {', '.join(map(str, levels))}.")
 
-    def __init__(
-        self,
-        input_size: int,
-        columns: int,
-        patch_values: int,
-        hidden_size: int = 512,
-        num_layers: int = 8,
-        num_heads: int = 16,
-    ) -> None:
-        super().__init__()
-        self.embed = nn.Linear(input_size, hidden_size)
-        self.mask_token = nn.Parameter(torch.empty(hidden_size).normal_(std=0.02))
-        self.positions = Positions(hidden_size, columns)
-        self.blocks = nn.ModuleList(Block(hidden_size, num_heads, 4 * hidden_size) for _ in range(num_layers))
-        self.norm = nn.LayerNorm(hidden_size, eps=_EPS)
-        self.output = nn.Linear(hidden_size, patch_values)
-        init_linears(self)
+    def kept(state: Tensor) -> Tensor:
+        return state[:, skip:] if valid is None else zero_padding(state[:, skip:], lengths)
 
-    def forward(self, encoded: Encoded) -> Tensor:
-        """Pixels (B, N, P) of every patch; the class token takes part and is left out at the end."""
-        if encoded.positions is None or encoded.hidden is None:
-            raise ConfigError("A decoder needs a view some of whose patches are dropped.")
-        visible = self.embed(encoded.output.data)
-        batch, count = encoded.hidden.shape
-        size = visible.shape[-1]
-        tokens = self.mask_token.to(visible.dtype).expand(batch, count, size)
-        tokens = tokens.scatter(1, encoded.positions[..., None].expand(-1, -1, size), visible)
-        tokens = tokens + self.positions(count // self.positions.columns, tokens)
-        tokens = torch.cat([self.embed(encoded.taps["class"].data), tokens], dim=1)
-        for block in self.blocks:
-            tokens = block(tokens)
-        return self.output(self.norm(tokens))[:, 1:]
+    for level in levels:
+        normed = final if level == len(states) - 1 else encoder.finish(states[level])
+        taps[f"layer.{level}"] = Padded(kept(normed), lengths)
+    layers = Layers(tuple(kept(state) for state in states), (lengths,) * len(states))
+    return Encoded(Padded(kept(final), lengths), layers, mask, positions, taps)
 
 
-def _visible(hidden: Hidden, batch: int, count: int) -> Tensor:
-    """Places (B, V) of the patches that are left, in order."""
+def mel_tokens(frames: MelRows, encoder: PatchEncoder, waveforms: Padded, dtype: torch.dtype) -> tuple[Padded, Tensor]:
+    """Tokens (B, N, D) of waveforms, time-major, lengths in tokens, and the values (B, N, patch * patch) of patches."""
+    mel = frames(waveforms, dtype)
+    size, columns = frames.patch_size, frames.columns
+    tokens = Padded(encoder.embed(mel.data[:, None]), mel.lengths * columns)
+    patches = mel.data.unflatten(2, (columns, size)).unflatten(1, (-1, size)).transpose(2, 3)
+    return tokens, patches.flatten(3).flatten(1, 2)
+
+
+def tubelet_values(video: Padded, columns: int) -> Tensor:
+    """Values (B, N, P) of the tubelets of videos (B, T, C, H, W), slice by slice; pixels (frame, row, column, channel).
+
+    Args:
+        video: square pictures.
+        columns: tubelets of a slice, a square number.
+    """
+    frames = video.data[:, : int(patch_count(video.lengths, TUBELET).max()) * TUBELET]
+    side = round(columns**0.5)
+    size = frames.shape[-1] // side
+    split = frames.unflatten(4, (side, size)).unflatten(3, (side, size)).unflatten(1, (-1, TUBELET))
+    # slice, frame, channel, grid row, row, grid column, column -> slice, grid row, grid column, frame, row, column, ...
+    return split.permute(0, 1, 4, 6, 2, 5, 7, 3).flatten(4).flatten(1, 3)
+
+
+def checked_waveforms(upstream: Upstream, inputs: Inputs) -> Padded:
+    """Waveforms of a batch, zero past each length.
+
+    Raises:
+        InputError: there are none, or one is too short or too long for the encoder.
+    """
+    if inputs.waveforms is None:
+        raise InputError("This encoder takes waveforms, the batch has none: give a corpus with audio.")
+    _check_range(inputs.waveforms, upstream.spec.min_length, upstream.spec.max_length, "samples")
+    return _cleared(inputs.waveforms)
+
+
+def checked_video(upstream: Upstream, inputs: Inputs) -> Padded:
+    """Videos of a batch, zero past each length.
+
+    Raises:
+        InputError: there are none, or their size or number of frames does not fit the encoder.
+    """
+    if inputs.video is None:
+        raise InputError("This encoder takes video, the batch has none: give a corpus with video.")
+    longest = None if "waveforms" in upstream.spec.inputs else upstream.spec.max_length
+    _check_range(inputs.video, TUBELET, longest, "video frames")
+    check_picture_size(upstream, inputs.video.data)
+    return _cleared(inputs.video)
+
+
+def check_picture_size(upstream: Upstream, pictures: Tensor) -> None:
+    """Raise InputError where pictures (..., H, W) are not of the encoder's size."""
+    if tuple(pictures.shape[-2:]) != upstream.spec.image_size:
+        raise InputError(
+            f"The encoder takes pictures of {upstream.spec.image_size} pixels, got {tuple(pictures.shape[-2:])}."
+        )
+
+
+def only_streams(view: View, streams: Sequence[str]) -> None:
+    """Raise ConfigError where a view hides something of a stream that the encoder does not have."""
+    other = [stream for stream in view.hidden if stream not in streams]
+    if other:
+        raise ConfigError(f"This encoder has the streams {', '.join(streams)}; {other[0]!r} cannot be hidden from it.")
+
+
+def _check_range(batch: Padded, shortest: int, longest: int | None, unit: str) -> None:
+    for index, size in enumerate(batch.lengths.tolist()):
+        if size < shortest or (longest is not None and size > longest):
+            limit = f"at least {shortest}" if size < shortest else f"at most {longest}"
+            raise InputError(f"Clip {index} of the batch has {size} {unit}; the encoder takes {limit}.")
+
+
+def _cleared(batch: Padded) -> Padded:
+    if int(batch.lengths.min()) == batch.data.shape[1]:
+        return batch
+    return Padded(zero_padding(batch.data, batch.lengths), batch.lengths)
+
+
+def _fitting(hidden: Hidden, tokens: Padded) -> Tensor:
+    """The mask (B, N), False past each clip's end."""
     if hidden.masker is not None:
         raise ConfigError("A masked autoencoder drops hidden patches; a masker that replaces them has no place here.")
+    batch, count = tokens.data.shape[:2]
     mask = hidden.mask
-    if mask.dtype != torch.bool or mask.shape != (batch, count):
+    if mask.dtype != torch.bool or mask.dim() != 2 or len(mask) != batch or mask.shape[1] < count:
         raise InputError(f"The mask must be bool ({batch}, {count}), got {mask.dtype} {tuple(mask.shape)}.")
-    left = (~mask).sum(1)
-    if int(left.min()) != int(left.max()) or int(left.min()) == 0:
-        raise InputError(f"Every picture must keep the same number of patches, at least one, got {left.tolist()}.")
-    return mask.to(torch.int8).argsort(dim=1, stable=True)[:, : int(left[0])]
+    return mask[:, :count] & valid_mask(tokens.lengths, count)
+
+
+def _visible(mask: Tensor, tokens: Padded) -> tuple[Tensor, Padded]:
+    """Places (B, V) of the tokens that are left, in order, and the tokens; places past a clip's V_b are arbitrary."""
+    visible = valid_mask(tokens.lengths, mask.shape[1]) & ~mask
+    left = visible.sum(1)
+    if int(left.min()) == 0:
+        raise InputError(
+            f"Every clip must keep at least one patch, clip {int(left.argmin())} of the batch keeps none: lower the "
+            "mask ratio or use longer clips."
+        )
+    positions = (~visible).to(torch.int8).argsort(dim=1, stable=True)[:, : int(left.max())]
+    return positions, Padded(tokens.data.gather(1, positions[..., None].expand(-1, -1, tokens.data.shape[-1])), left)
 
 
 def _pictures(inputs: Inputs) -> Tensor:

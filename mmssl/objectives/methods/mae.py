@@ -5,9 +5,13 @@ Source: He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners"; defa
 
 from __future__ import annotations
 
+from mmssl.nn.masking import hidden_count
 from mmssl.objectives.losses.regression import MSE
 from mmssl.objectives.objective import Objective
-from mmssl.objectives.patch_encoder import NormalizedPatches, PatchDecoder, PictureEncoder, RandomPatches
+from mmssl.objectives.patch_decoders import PatchDecoder
+from mmssl.objectives.patch_encoder import PictureEncoder
+from mmssl.objectives.patch_targets import NormalizedPatches
+from mmssl.objectives.patch_views import DroppedPatches, RandomPatches
 from mmssl.objectives.targets.tap import Tap
 from mmssl.objectives.term import Term
 from mmssl.upstreams.vit_mae import MAE
@@ -37,9 +41,10 @@ def mae(
     """
     encoder = PictureEncoder(upstream)
     columns = upstream.encoder.positions.columns
+    hidden_count(columns**2, mask_ratio)  # refuses a ratio that hides no patch of these pictures, or all
     size, pictures = upstream.spec.streams["image"].hidden_sizes[-1], upstream.spec.image_size or (0, 0)
     values = len(upstream.image_mean) * (pictures[0] // columns) ** 2
     decoder = PatchDecoder(size, columns, values, decoder_size, decoder_layers, decoder_heads)
     target = NormalizedPatches() if normalize_patches else Tap("patches", stream="image")
     term = Term("restoration", MSE(), target, decoder, stream="image")
-    return Objective(encoder, RandomPatches(mask_ratio), [term], health_every)
+    return Objective(encoder, DroppedPatches({"image": RandomPatches(mask_ratio)}), [term], health_every)
