@@ -1,18 +1,23 @@
-"""Seconds and exactness of EER and minDCF on trial lists, against other ways to compute them.
+"""Seconds and exactness of EER and minDCF on trial lists, against other toolkits and other ways to compute them.
 
-Three others run beside `mmssl.metrics.verification`, written here: a sort of the trials with cumulated errors and no
-regard to ties, as several toolkits do it; a plain loop over the trials; and the route over scikit-learn's `roc_curve`
-with a root finder. The packages of other toolkits (SpeechBrain, WeSpeaker, ESPnet) are not run here.
+SpeechBrain and ESPnet are installed by this script into an environment of their own, and their functions are called as
+they are. WeSpeaker is in no package index: its way (sort the trials, cumulate errors one by one) is the route "sorted
+trials, numpy", written here. Beside them run a plain loop over the trials, and the route over scikit-learn's
+`roc_curve` with a root finder.
+
+SpeechBrain compares every threshold with every score: its time grows with the square of the trials and its minDCF holds
+a table of thresholds x scores, so that it is measured on short lists only (`--quadratic`).
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 
 import numpy as np
 from common import interleave, median, print_table, timed
+from peers import enter
 
 from mmssl.metrics.speaker_bootstrap import speaker_bootstrap
 from mmssl.metrics.verification import verification_metrics
@@ -70,12 +75,44 @@ def definition(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     return float(rate), float(min(PRIOR * m + (1 - PRIOR) * f for m, f in points) / PRIOR)
 
 
+def speechbrain(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """SpeechBrain's EER and minDCF; the latter is divided by the prior, as the others' is."""
+    import torch
+    from speechbrain.utils.metric_stats import EER, minDCF
+
+    one, other = torch.from_numpy(scores[labels]), torch.from_numpy(scores[~labels])
+    return EER(one, other)[0], minDCF(one, other, p_target=PRIOR)[0] / PRIOR
+
+
+def espnet(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """ESPnet's EER and minDCF, called as its speaker trainer calls them."""
+    from espnet2.utils.eer import ComputeErrorRates, ComputeMinDcf, tuneThresholdfromScore
+
+    rate = tuneThresholdfromScore(scores, labels.astype(int), [1, 0.1])[1] / 100
+    misses, alarms, thresholds = ComputeErrorRates(scores.tolist(), labels.astype(int).tolist())
+    return float(rate), float(ComputeMinDcf(misses, alarms, thresholds, PRIOR, 1, 1)[0])
+
+
+def seconds_of(routes: Mapping[str, Metrics], number: int, rounds: int) -> dict[str, float]:
+    """Median seconds of each route on one list, in turn."""
+    scores, labels = trials(number, 0.5)
+    work = {name: (lambda r=route: timed(lambda: r(scores, labels))) for name, route in routes.items()}
+    found = interleave(work, rounds, control=lambda: 0.0)
+    return {name: median(found[name]) for name in routes}
+
+
+PACKAGES = ("speechbrain==1.1.2", "espnet==202511", "hyperpyyaml", "ruamel.yaml", "sentencepiece", "joblib")
+QUADRATIC = "SpeechBrain 1.1.2"
 ROUTES: dict[str, Metrics] = {
     "mmssl": ours,
+    "ESPnet 202511": espnet,
     "sorted trials, numpy": sorted_trials,
     "loop over trials": plain_loop,
     "roc_curve + brentq": roc_route,
 }
+
+
+NAMES = (*ROUTES, QUADRATIC)
 
 
 def trials(number: int, share: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -92,7 +129,7 @@ def exactness() -> None:
     tied = np.round(generator.normal(size=400) + 2 * labels)
     targets_first = np.argsort(~labels, kind="stable")
     rows = []
-    for name, route in {**ROUTES, "the definition": definition}.items():
+    for name, route in {**ROUTES, QUADRATIC: speechbrain, "the definition": definition}.items():
         first = route(tied[targets_first], labels[targets_first])
         last = route(tied[targets_first[::-1]], labels[targets_first[::-1]])
         cells = [f"{a:.4f} / {b:.4f}" for a, b in zip(first, last, strict=True)]
@@ -105,17 +142,21 @@ def main() -> None:
     """Run both comparisons and print their tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quadratic", type=int, nargs="*", default=[1000, 4000], help="lists for SpeechBrain too")
     parser.add_argument("--trials", type=int, nargs="+", default=[37611, 579818, 3_700_000])
     parser.add_argument("--bootstrap", type=int, default=100, help="samples of the speaker bootstrap")
     args = parser.parse_args()
+    enter("metrics", PACKAGES)
     exactness()
     rows = []
-    for number in args.trials:
-        scores, labels = trials(number, 0.5)
-        work = {name: (lambda r=route, s=scores, t=labels: timed(lambda: r(s, t))) for name, route in ROUTES.items()}
-        found = interleave(work, args.rounds, control=lambda: 0.0)
-        rows.append((number, *(median(found[name]) for name in ROUTES)))
-    print_table("EER and minDCF together, s, median of rounds in turn", ("trials", *ROUTES), rows)
+    for number in [*args.quadratic, *args.trials]:
+        every = {**ROUTES, QUADRATIC: speechbrain} if number in args.quadratic else ROUTES
+        found = seconds_of(every, number, args.rounds)
+        own = found["mmssl"]
+        shown = [f"{found[name]:.3g} ({found[name] / own:.3g})" if name in found else "-" for name in NAMES]
+        rows.append((f"{number:,}", *shown))
+    title = "EER and minDCF together: s, median of rounds in turn (times mmssl)"
+    print_table(title, ("trials", *NAMES), rows)
     scores, labels = trials(args.trials[0], 0.5)
     generator = np.random.default_rng(0)
     first = generator.integers(0, 40, len(scores))

@@ -1,15 +1,15 @@
 """SUPERB's emotion protocol (HuBERT-base, 13 layers, learned sum, linear head): one training step, four ways.
 
-The first way recomputes the frozen upstream at every step, as S3PRL does: padded batch, all hidden states of
-transformers' HubertModel, the layers stacked and summed with learned softmax weights, linear, masked mean, linear,
-Adam 1e-4, gradient norm at most 1. It is written out here instead of running S3PRL itself, which adds its own data
-loading to the same work; where S3PRL stands (`--s3prl`), its Featurizer does the weighted sum.
+The first way is S3PRL 0.4.18 itself, installed by this script into an environment of its own: its upstream
+`hf_hubert_custom`, recomputed at every step, its Featurizer, its UtteranceLevel head with MeanPooling, Adam 1e-4,
+gradient norm at most 1, as its runner puts them together. Its data loading is left out, in its favour. The upstream has
+the same random weights on both sides. S3PRL's import needs two things that torchaudio took away: they are put back.
 
 The others never run the upstream again: frames cached and padded, pooled features through Lightning
 (`mmssl.training.fit`), and pooled features of all folds x learning rates x seeds at once (`mmssl.probing`). In each
 round every way runs once, after a matrix product as a control.
 
-    python benchmarks/probe_vs_s3prl.py                # clips as long as in an emotion corpus; about three minutes
+    python benchmarks/probe_vs_s3prl.py                # clips as long as in an emotion corpus; some minutes
     python benchmarks/probe_vs_s3prl.py --steps 30000  # the number of steps for which the whole protocol is stated
 """
 
@@ -17,14 +17,17 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.metadata
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from itertools import cycle
+from types import ModuleType
 from typing import Any
 
 import torch
 from common import interleave, median, print_table, timed
-from extract_vs_transformers import RATE, draw_clips, padded_batches
+from extract_vs_transformers import RATE, draw_clips
+from peers import enter
 from torch import Tensor, nn
 
 from mmssl.data.collate import collate_layers
@@ -46,35 +49,51 @@ CORPUS = 5531
 """Utterances of IEMOCAP's four classes, for which the whole protocol is stated."""
 
 
-class Recompute(nn.Module):
-    """The step as S3PRL does it: frozen upstream, stacked layers, weighted sum, linear, masked mean, linear.
+class S3prl(nn.Module):
+    """S3PRL's emotion downstream on its HuBERT: what its runner does with a batch, from waveforms to the loss.
 
     Args:
-        upstream: transformers' model.
-        featurizer: S3PRL's, or None for the same sum written here.
+        folder: of a transformers HuBERT.
     """
 
-    def __init__(self, upstream: nn.Module, featurizer: nn.Module | None = None) -> None:
+    def __init__(self, folder: str) -> None:
         super().__init__()
-        self.upstream = [upstream]  # not a submodule: it is frozen
-        self.featurizer = featurizer
-        self.weights = nn.Parameter(torch.zeros(LAYERS))
-        self.projector, self.classifier = nn.Linear(WIDTH, 256), nn.Linear(256, CLASSES)
+        hub, interfaces, downstream = _import_s3prl()
+        self.upstream = [hub.hf_hubert_custom(folder).eval()]  # not a submodule: it is frozen
+        self.featurizer = interfaces.Featurizer(self.upstream[0], "hidden_states", upstream_device="cpu")
+        self.projector = nn.Linear(self.featurizer.output_dim, 256)
+        self.model = downstream.UtteranceLevel(256, CLASSES, pooling="MeanPooling")
 
-    def forward(self, data: Tensor, mask: Tensor) -> Tensor:
-        """(B, C) logits."""
+    def forward(self, wavs: list[Tensor], labels: Tensor) -> Tensor:
+        """Loss of a batch."""
         with torch.no_grad():
-            states = self.upstream[0](data, attention_mask=mask, output_hidden_states=True).hidden_states
-        frames = self.upstream[0]._get_feat_extract_output_lengths(mask.sum(1))
-        if self.featurizer is not None:
-            summed, _ = self.featurizer(list(states), [frames] * len(states))
-        else:
-            stacked = torch.stack(states)
-            flat = stacked.view(LAYERS, -1)
-            summed = (self.weights.softmax(0)[:, None] * flat).sum(0).view(stacked.shape[1:])
-        hidden = self.projector(summed)
-        valid = (torch.arange(hidden.shape[1]) < frames[:, None])[..., None]
-        return self.classifier((hidden * valid).sum(1) / frames[:, None])
+            features = self.upstream[0](wavs)
+        frames = self.featurizer(wavs, features)
+        lengths = torch.tensor([len(f) for f in frames])
+        padded = nn.utils.rnn.pad_sequence(frames, batch_first=True)
+        predicted, _ = self.model(self.projector(padded), lengths)
+        return nn.functional.cross_entropy(predicted, labels)
+
+
+def _import_s3prl() -> tuple[Any, Any, Any]:
+    """S3PRL's hub, interfaces and downstream models, after putting back what torchaudio took away."""
+    torchaudio: Any = importlib.import_module("torchaudio")
+    torchaudio.set_audio_backend = lambda name: None
+    effects: Any = ModuleType("torchaudio.sox_effects")
+    effects.apply_effects_tensor = effects.apply_effects_file = None
+    sys.modules["torchaudio.sox_effects"] = torchaudio.sox_effects = effects
+    names = ("s3prl.hub", "s3prl.upstream.interfaces", "s3prl.downstream.model")
+    hub, interfaces, downstream = (importlib.import_module(name) for name in names)
+    return hub, interfaces, downstream
+
+
+def save_hubert(folder: str) -> None:
+    """A HuBERT of random weights as transformers keeps it."""
+    from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
+
+    with isolated_rng(0):
+        HubertModel(HubertConfig()).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True).save_pretrained(folder)
 
 
 def task() -> UtteranceClassification:
@@ -98,23 +117,6 @@ def stepper(module: nn.Module, losses: Iterator[Tensor], steps: int) -> Callable
     return run
 
 
-def s3prl_featurizer() -> nn.Module | None:
-    """S3PRL's weighted sum where it is installed; its import needs two functions that torchaudio took away."""
-    try:
-        importlib.metadata.version("s3prl")
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    torchaudio: Any = importlib.import_module("torchaudio")
-    torchaudio.set_audio_backend = lambda name: None
-    torchaudio.get_audio_backend = lambda: "soundfile"
-    module: Any = importlib.import_module("s3prl.nn.upstream")
-
-    class Sizes(nn.Module):
-        num_layers, hidden_sizes, downsample_rates = LAYERS, [WIDTH] * LAYERS, [320] * LAYERS
-
-    return module.Featurizer(Sizes())
-
-
 def pooled_corpus(count: int) -> TensorBatches:
     """Random pooled features in the shape of a base model's."""
     generator = torch.Generator().manual_seed(0)
@@ -132,26 +134,23 @@ def grid(clips: TensorBatches) -> list[Run]:
 
 def ways(args: argparse.Namespace, clips: list[Tensor]) -> dict[str, Callable[[], float]]:
     """Name -> seconds per training step of one head of `--batch` clips (extraction: per clip)."""
-    from transformers import HubertConfig, HubertModel
-
-    with isolated_rng(0):
-        theirs = HubertModel(HubertConfig()).eval()
-    ours = load_upstream("hubert")
+    with tempfile.TemporaryDirectory() as folder:
+        save_hubert(folder)
+        with isolated_rng(0):
+            peer, framed, single = S3prl(folder), task(), task()
+        ours = load_upstream("hf", path=folder)
     labels = torch.arange(args.batch) % CLASSES
-    batches = [b for b in padded_batches(clips, args.batch) if len(b[0]) == args.batch]
-    with isolated_rng(0):
-        recompute = Recompute(theirs, s3prl_featurizer() if args.s3prl else None)
-        framed, single = task(), task()
+    batches = [clips[k : k + args.batch] for k in range(0, len(clips) - args.batch + 1, args.batch)]
     features = [f["audio"] for clip in clips for f in forward_clips(ours, [clip])]
     cached = [collate_layers(features[k : k + args.batch]) for k in range(0, len(clips), args.batch)]
     cached = [c for c in cached if len(c.lengths[0]) == args.batch]
     whole = pooled_corpus(args.pooled_clips)
     every = grid(whole)
     settings: dict[str, Any] = {"batch_size": args.batch, "patience": None}
-    logits = (nn.functional.cross_entropy(recompute(*batch), labels) for batch in cycle(batches))
+    recomputed = (peer(batch, labels) for batch in cycle(batches))
     losses = (framed(layers, labels).loss for layers in cycle(cached))
     steps, many = args.measured_steps, 4 * args.measured_steps
-    slow, cheap = stepper(recompute, logits, len(batches)), stepper(framed, losses, many)
+    slow, cheap = stepper(peer, recomputed, len(batches)), stepper(framed, losses, many)
 
     def lightning() -> None:
         quick = {"max_steps": many, "eval_every": many, **settings}
@@ -168,7 +167,7 @@ def ways(args: argparse.Namespace, clips: list[Tensor]) -> dict[str, Callable[[]
                     pool_frames(frames, ("mean",))
 
     return {
-        "upstream recomputed at every step": lambda: timed(slow) / len(batches),
+        "S3PRL 0.4.18, upstream recomputed at every step": lambda: timed(slow) / len(batches),
         "frames cached, padded": lambda: timed(cheap) / many,
         "pooled, Lightning, one head": lambda: timed(lightning) / many,
         f"pooled, {len(every)} heads at once, per head": lambda: timed(batched) / steps / len(every),
@@ -185,8 +184,8 @@ def main() -> None:
     parser.add_argument("--measured-steps", type=int, default=20)
     parser.add_argument("--pooled-clips", type=int, default=600)
     parser.add_argument("--steps", type=int, default=1000, help="per head, for the whole protocol")
-    parser.add_argument("--s3prl", action="store_true", help="use S3PRL's Featurizer where it is installed")
     args = parser.parse_args()
+    enter("s3prl", ["s3prl==0.4.18"])
     torch.set_num_threads(1)
     clips = draw_clips(args.clips)
     found = interleave(ways(args, clips), args.rounds)
@@ -202,7 +201,7 @@ def main() -> None:
         rows.append([way, 1000 * seconds, ratio])
     seconds = sum(map(len, clips)) / RATE / len(clips)
     title = f"One step of {args.batch} clips of {seconds:.1f} s on average, one thread"
-    print_table(title, ["way", "ms", "times faster than recomputing"], rows)
+    print_table(title, ["way", "ms", "times faster than S3PRL"], rows)
     heads = FOLDS * len(RATES) * SEEDS
     alone, together = heads * args.steps * peer, heads * args.steps * batched
     counted = together + CORPUS * extraction
@@ -210,7 +209,7 @@ def main() -> None:
         f"From these: {FOLDS} folds x {len(RATES)} learning rates x {SEEDS} seeds x {args.steps} steps, {CORPUS} clips",
         ["", "hours", "ratio"],
         [
-            ["recomputed", alone / 3600, ""],
+            ["S3PRL", alone / 3600, ""],
             ["extraction and batched heads", counted / 3600, alone / counted],
             ["batched heads alone", together / 3600, alone / together],
         ],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmssl.data.folds import Fold
-from mmssl.errors import ConfigError, DataError
+from mmssl.errors import ConfigError, DataError, did_you_mean
 from mmssl.features.store import FeatureStore
 from mmssl.training.batches import TensorBatches
 from mmssl.types import Clip, Layers
@@ -74,21 +74,68 @@ class ProbeData:
         Raises:
             DataError: nothing is left of a part.
         """
-        place = {clip: k for k, clip in enumerate(self.ids)}
-        found = []
-        for fold in folds:
-            three = {
-                name: torch.tensor([place[c] for c in getattr(fold, name) if c in place], dtype=torch.int64)
-                for name in ("train", "dev", "test")
-            }
-            for name, index in three.items():
-                if not len(index):
-                    raise DataError(
-                        f"Fold {fold.name!r} has no {name} clip with features and a label: check that folds, manifest "
-                        f"and store belong together."
-                    )
-            found.append(Part(fold.name, **three))
-        return found
+        return parts_of(self.ids, folds)
+
+
+def parts_of(ids: Sequence[str], folds: Sequence[Fold]) -> list[Part]:
+    """Folds as indices into `ids`; clips that are not among them are left out.
+
+    Raises:
+        DataError: nothing is left of a part.
+    """
+    place = {clip: k for k, clip in enumerate(ids)}
+    found = []
+    for fold in folds:
+        three = {
+            name: torch.tensor([place[c] for c in getattr(fold, name) if c in place], dtype=torch.int64)
+            for name in ("train", "dev", "test")
+        }
+        for name, index in three.items():
+            if not len(index):
+                raise DataError(
+                    f"Fold {fold.name!r} has no {name} clip with features and a label: check that folds, manifest "
+                    f"and store belong together."
+                )
+        found.append(Part(fold.name, **three))
+    return found
+
+
+def kept_clips(stores: Sequence[FeatureStore], clips: Sequence[Clip], label: str) -> list[Clip]:
+    """The clips that all stores hold.
+
+    Raises:
+        DataError: there is none, or one has no such label.
+    """
+    kept = [clip for clip in clips if all(clip.id in store for store in stores)]
+    if not kept:
+        raise DataError(f"None of the {len(clips)} clips is in {', '.join(str(s.folder) for s in stores)}.")
+    missing = [clip.id for clip in kept if clip.labels.get(label) is None]
+    if missing:
+        names = sorted({name for clip in kept for name in clip.labels})
+        raise DataError(
+            f"{len(missing)} clips have no label {label!r}, among them {missing[0]!r}.{did_you_mean(label, names)} "
+            f"Labels: {', '.join(names) or 'none'}."
+        )
+    return kept
+
+
+def targets_of(clips: Sequence[Clip], label: str, values: bool) -> tuple[Tensor, tuple[str, ...]]:
+    """Targets (N,), class indices or values, and the class names in the order of the indices (none for values).
+
+    Raises:
+        DataError: a value is no number.
+    """
+    if not values:
+        classes = tuple(sorted({str(clip.labels[label]) for clip in clips}))
+        index = {name: k for k, name in enumerate(classes)}
+        return torch.tensor([index[str(clip.labels[label])] for clip in clips]), classes
+    try:
+        return torch.tensor([float(clip.labels[label]) for clip in clips], dtype=torch.float32), ()
+    except (TypeError, ValueError):
+        raise DataError(
+            f"The label {label!r} is to be a number, but that of {clips[0].id!r} is {clips[0].labels[label]!r}: leave "
+            "--values out (values: false in a suite), or name another label."
+        ) from None
 
 
 def load_data(
@@ -123,12 +170,7 @@ def load_data(
     if statistics not in STATISTICS:
         raise ConfigError(f"statistics is {' or '.join(map(repr, STATISTICS))}, got {statistics!r}.")
     every = [stores] if isinstance(stores, FeatureStore) else list(stores)
-    kept = [clip for clip in clips if all(clip.id in store for store in every)]
-    if not kept:
-        raise DataError(f"None of the {len(clips)} clips is in {', '.join(str(s.folder) for s in every)}.")
-    missing = [clip.id for clip in kept if clip.labels.get(label) is None]
-    if missing:
-        raise DataError(f"{len(missing)} clips have no label {label!r}, among them {missing[0]!r}.")
+    kept = kept_clips(every, clips, label)
     tables = [_tables(store, kept, stream, statistics, layers) for store in every]
     if len(tables) == 1:
         hidden = tables[0]
@@ -141,13 +183,7 @@ def load_data(
             for table in tables
         ]
         hidden, numbers = [torch.cat(scaled, 1)], (0,)
-    classes: tuple[str, ...] = ()
-    if values:
-        targets = torch.tensor([float(clip.labels[label]) for clip in kept], dtype=torch.float32)
-    else:
-        classes = tuple(sorted({str(clip.labels[label]) for clip in kept}))
-        index = {name: k for k, name in enumerate(classes)}
-        targets = torch.tensor([index[str(clip.labels[label])] for clip in kept])
+    targets, classes = targets_of(kept, label, values)
     ones = torch.ones(len(kept), dtype=torch.int64)
     batches = TensorBatches(Layers(tuple(t[:, None] for t in hidden), (ones,) * len(hidden)), targets)
     return ProbeData(tuple(clip.id for clip in kept), batches, classes, numbers)
@@ -187,8 +223,12 @@ def _tables(
     store: FeatureStore, clips: Sequence[Clip], stream: str, statistics: str, layers: Sequence[int] | None
 ) -> list[Tensor]:
     stats = statistics.split("_")
-    rows: list[list[Tensor]] = []
-    for clip in clips:
+    tables: list[Tensor] = []
+    for place, clip in enumerate(clips):
         parts = [store.pooled(clip.id, stream, stat, layers).hidden_states for stat in stats]
-        rows.append([torch.cat(pair, -1)[0] for pair in zip(*parts, strict=True)])
-    return [torch.stack(column) for column in zip(*rows, strict=True)]
+        rows = [torch.cat(pair, -1)[0] for pair in zip(*parts, strict=True)]
+        # filled in place: rows kept until the end would take the memory twice
+        tables = tables or [row.new_empty(len(clips), len(row)) for row in rows]
+        for table, row in zip(tables, rows, strict=True):
+            table[place] = row
+    return tables

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,11 @@ import numpy as np
 from mmssl.metrics.bootstrap import bootstrap_interval, fold_interval
 from mmssl.metrics.classification import confusion_matrix, macro_f1_from, uar_from, weighted_accuracy_from
 from mmssl.metrics.regression import ccc, pearson, rmse
+from mmssl.probing.choice import HeadChoice
 from mmssl.probing.data import Part, ProbeData, subset
+from mmssl.probing.frame_heads import predict_frames
+from mmssl.probing.frames import FrameData
+from mmssl.probing.heads import predict_heads
 from mmssl.probing.protocols import Answer, predict_folds
 
 
@@ -79,12 +83,72 @@ def probe(
     Raises:
         ConfigError: a setting is wrong or does not go with the labels.
     """
-    truth = data.truth
-    smaller = [subset(part, truth, fraction, seeds[0], bool(data.classes)) for part in parts]
-    answers: dict[int, dict[str, Answer]] = defaultdict(dict)
-    for answer in predict_folds(protocol, data, smaller, layer=layer, seeds=seeds, settings=settings, device=device):
-        answers[answer.seed][answer.fold] = answer
-    count = len(data.classes)
+    smaller = [subset(part, data.truth, fraction, seeds[0], bool(data.classes)) for part in parts]
+    answers = predict_folds(protocol, data, smaller, layer=layer, seeds=seeds, settings=settings, device=device)
+    found = judge(protocol, data, smaller, answers, layer=None, fraction=fraction)
+    return found if layer is None else replace(found, layer=data.numbers[layer])
+
+
+def probe_head(
+    data: ProbeData | FrameData,
+    parts: Sequence[Part],
+    choice: HeadChoice,
+    *,
+    layer: int | None = None,
+    fraction: float = 1.0,
+    seeds: Sequence[int] = (0,),
+    settings: Mapping[str, Any] | None = None,
+    device: str = "cpu",
+) -> ProbeResult:
+    """Train a pair of interface and head on all folds and seeds, and judge it on the test parts.
+
+    Args:
+        data: pooled features, for a pair that is affine up to the mean over time; otherwise frames.
+        parts: folds.
+        choice: interface and head.
+        layer: number of the only layer that `data` holds, for the name of the result; None for all.
+        fraction: of the training clips of each class; the draw depends on the first seed.
+        seeds: of what is drawn.
+        settings: learning_rates, weight_decays, max_steps ...
+        device: to train on.
+
+    Raises:
+        ConfigError: a setting is wrong.
+    """
+    smaller = [subset(part, data.truth, fraction, seeds[0], bool(data.classes)) for part in parts]
+    # the width of the protocols linear and mlp; a pair has arguments of its own
+    own = {key: value for key, value in (settings or {}).items() if key != "hidden_size"}
+    answers: Iterable[Answer]
+    if isinstance(data, FrameData):
+        answers = predict_frames(data, smaller, choice, seeds=seeds, device=device, **own)
+    else:
+        answers = predict_heads(data, smaller, head=choice, seeds=seeds, device=device, **own)
+    return judge(choice.name, data, smaller, answers, layer=layer, fraction=fraction)
+
+
+def judge(
+    protocol: str,
+    data: ProbeData | FrameData,
+    parts: Sequence[Part],
+    answers: Iterable[Answer],
+    *,
+    layer: int | None,
+    fraction: float,
+) -> ProbeResult:
+    """Judge the answers of a protocol on the test parts.
+
+    Args:
+        protocol: its name.
+        data: labels.
+        parts: folds, with the share of the training clips that was used.
+        answers: one per fold and seed.
+        layer: number of the only layer used, as the upstream counts; None for all.
+        fraction: of the training clips.
+    """
+    truth, count = data.truth, len(data.classes)
+    by_seed: dict[int, dict[str, Answer]] = defaultdict(dict)
+    for answer in answers:
+        by_seed[answer.seed][answer.fold] = answer
     wanted = {part.name: truth[part.test.numpy()] for part in parts}
     folds = [
         {
@@ -96,16 +160,16 @@ def probe(
                     "dev_score": found[part.name].dev_score,
                     "metrics": scores(wanted[part.name], found[part.name].prediction, count),
                 }
-                for seed, found in answers.items()
+                for seed, found in by_seed.items()
             },
         }
-        for part in smaller
+        for part in parts
     ]
     together = np.concatenate([wanted[part.name] for part in parts])
-    pooled = {seed: np.concatenate([found[p.name].prediction for p in parts]) for seed, found in answers.items()}
+    pooled = {seed: np.concatenate([found[p.name].prediction for p in parts]) for seed, found in by_seed.items()}
     return ProbeResult(
         protocol=protocol,
-        layer=None if layer is None else data.numbers[layer],
+        layer=layer,
         fraction=fraction,
         metrics=_summary(folds, together, pooled, count),
         folds=folds,

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from mmssl.downstream.heads import build_head
-from mmssl.downstream.tasks import UtteranceClassification, UtteranceRegression, balanced_class_weights
+from mmssl.downstream.tasks import balanced_class_weights
 from mmssl.errors import InputError
-from mmssl.interfaces.standardized import Standardized
+from mmssl.probing.choice import HeadChoice
 from mmssl.probing.data import Part, ProbeData
 from mmssl.probing.fit_many import Run, Trained, fit_many
 from mmssl.probing.plan import plan_of
@@ -21,6 +21,7 @@ from mmssl.probing.sweep import sweep_heads
 from mmssl.training.batches import TensorBatches
 from mmssl.training.fit import FitResult, predict
 from mmssl.training.selection import better
+from mmssl.types import StreamSpec
 
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 WEIGHT_DECAYS = (0.0,)
@@ -30,13 +31,13 @@ def predict_heads(
     data: ProbeData,
     parts: Sequence[Part],
     *,
-    head: str = "linear",
+    head: str | HeadChoice = "linear",
     layer: int | None = None,
     seeds: Sequence[int] = (0,),
     learning_rates: Sequence[float] = LEARNING_RATES,
     weight_decays: Sequence[float] = WEIGHT_DECAYS,
     class_weights: bool = True,
-    hidden_size: int = 256,
+    hidden_size: int | None = None,
     device: str = "cpu",
     **settings: Any,
 ) -> Iterator[Answer]:
@@ -45,13 +46,13 @@ def predict_heads(
     Args:
         data: features and labels.
         parts: folds.
-        head: "linear" or "mlp".
-        layer: one of the data's layers alone; None for the learned sum of all.
+        head: "linear" or "mlp", on the learned sum of layers; or a pair of interface and head.
+        layer: one of the data's layers alone; None for all.
         seeds: of initial weights and order.
         learning_rates: which to try.
         weight_decays: which to try, of AdamW.
         class_weights: weigh classes by their inverse size in training.
-        hidden_size: of the head.
+        hidden_size: of "linear" and "mlp"; None for 256.
         device: "cpu" or "cuda".
         **settings: of `mmssl.probing.fit_many.fit_many`: max_steps, batch_size, patience ...
 
@@ -59,7 +60,8 @@ def predict_heads(
         InputError: at every setting of a fold the loss stopped being finite.
     """
     common = {"optimizer": "adamw", "monitor": "dev_loss", "device": device, **settings}
-    builders = [_builder(data, part, head, layer, class_weights, hidden_size) for part in parts]
+    choice = HeadChoice(head, head_arguments={"hidden_size": hidden_size or 256}) if isinstance(head, str) else head
+    builders = [_builder(data, part, choice, layer, class_weights) for part in parts]
     grid = list(product(learning_rates, weight_decays))
     jobs = [(k, seed) for k in range(len(parts)) for seed in seeds]
     if plan_of(builders[0]()) is None:
@@ -87,23 +89,16 @@ def predict_heads(
 
 
 def _builder(
-    data: ProbeData, part: Part, head: str, layer: int | None, class_weights: bool, hidden_size: int
+    data: ProbeData, part: Part, choice: HeadChoice, layer: int | None, class_weights: bool
 ) -> Callable[[], nn.Module]:
     moments = data.moments(part.train)
     weights = None
     if data.classes and class_weights:
         weights = balanced_class_weights(data.batches.targets[part.train], len(data.classes))
-
-    def build() -> nn.Module:
-        name, own = ("weighted_sum", {}) if layer is None else ("layer", {"layer": layer})
-        interface = Standardized(data.widths, (1,) * len(data.widths), name, "frames", own)
-        interface.set_statistics(*moments)
-        made = build_head(head, interface.output_size, len(data.classes) or 1, hidden_size=hidden_size)
-        return (
-            UtteranceClassification(interface, made, weights) if data.classes else UtteranceRegression(interface, made)
-        )
-
-    return build
+    if layer is not None:
+        choice = replace(choice, interface="layer", interface_arguments={"layer": layer})
+    stream = StreamSpec(data.widths, (1,) * len(data.widths))
+    return lambda: choice.task(stream, moments, len(data.classes), weights)
 
 
 def _one_by_one(

@@ -39,7 +39,8 @@ class Answer:
         fold: its name.
         seed: of what was drawn.
         prediction: (n,) class indices or values, in the order of the part's test clips.
-        chosen: settings that the development split selected.
+        chosen: settings that the development split selected; "path" holds all that were tried on the chosen layer,
+            as the path of penalties, with their dev_score.
         dev_score: UAR or CCC there.
     """
 
@@ -126,10 +127,12 @@ def _select(data: ProbeData, part: Part, fit: Fit, layer: int | None, seed: int)
         train, *others = (
             ((rows[index].double() - mean) * scale).float() for index in (part.train, part.dev, part.test)
         )
+        path: list[dict[str, Any]] = []
         for chosen, (on_dev, on_test) in fit(train, truth[part.train.numpy()], others, count):
             value = dev_score(truth[part.dev.numpy()], on_dev, count)
+            path.append({**chosen, "dev_score": value})
             if best is None or value > best.dev_score:
-                best = Answer(part.name, seed, on_test, {"layer": data.numbers[k], **chosen}, value)
+                best = Answer(part.name, seed, on_test, {"layer": data.numbers[k], **chosen, "path": path}, value)
     assert best is not None  # there is at least one layer and one setting
     return best
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ import numpy as np
 from mmssl.data.folds import Fold
 from mmssl.errors import StageError
 from mmssl.features.store import FeatureStore
+from mmssl.probing.choice import HeadChoice
 from mmssl.probing.compare import kendall_tau, mcnemar, permutation_test
 from mmssl.probing.data import ProbeData, load_data
-from mmssl.probing.evaluate import probe
+from mmssl.probing.evaluate import ProbeResult, probe, probe_head
+from mmssl.probing.frames import FrameData, frame_spec, load_frames, require_frames
 from mmssl.probing.protocols import check_protocol
 from mmssl.stages.files import digest, read_json, write_json
 from mmssl.types import Clip
@@ -30,6 +32,8 @@ class Protocols:
 
     Attributes:
         names: protocols of `mmssl.probing.protocols`.
+        heads: pairs of interface and head; where a pair is affine up to the mean over time it is trained on the mean
+            of each layer, otherwise on frames.
         statistics: over time: "mean" or "mean_std".
         stream: of the upstreams.
         layers: numbers of the layers to use; None for all.
@@ -40,6 +44,7 @@ class Protocols:
     """
 
     names: Sequence[str] = ("linear", "knn", "logreg")
+    heads: Sequence[HeadChoice] = ()
     statistics: str = "mean_std"
     stream: str = "audio"
     layers: Sequence[int] | None = None
@@ -97,7 +102,7 @@ def run_protocols(
     """
     for name in protocols.names:
         check_protocol(name, not corpus.values)
-    data: ProbeData | None = None
+    loaded = _Loaded(corpus, stores, protocols)
     records = []
     depends = {
         "schema": SCHEMA,
@@ -106,7 +111,8 @@ def run_protocols(
         "folds": [[f.name, f.train, f.dev, f.test] for f in corpus.folds],
     }
     for job in _jobs(protocols, stores):
-        fingerprint = digest({**depends, **job, **_settings(protocols), "values": corpus.values})
+        described = {key: value for key, value in job.items() if key != "choice"}
+        fingerprint = digest({**depends, **described, **_settings(protocols), "values": corpus.values})
         path = None if folder is None else folder / _slug(corpus.name) / _slug(system) / f"{_file_name(job)}.json"
         if path is not None and path.is_file():
             kept = read_json(path)
@@ -114,28 +120,7 @@ def run_protocols(
                 records.append(kept)
                 say(f"{corpus.name} / {system} / {kept['name']}: was there")
                 continue
-        if data is None:
-            data = load_data(
-                stores,
-                corpus.clips,
-                corpus.label,
-                stream=protocols.stream,
-                statistics=protocols.statistics,
-                layers=protocols.layers,
-                values=corpus.values,
-            )
-            parts = data.parts(corpus.folds)
-        place = None if job["layer"] is None else data.numbers.index(job["layer"])
-        result = probe(
-            data,
-            parts,
-            job["protocol"],
-            layer=place,
-            fraction=job["fraction"],
-            seeds=range(protocols.seeds),
-            settings=dict(protocols.settings),
-            device=device,
-        )
+        result = _run(job, loaded, protocols, device)
         record = {"fingerprint": fingerprint, "corpus": corpus.name, "system": system, **result.record()}
         if path is not None:
             write_json(path, record)
@@ -202,6 +187,71 @@ def _settings(protocols: Protocols) -> dict[str, Any]:
     }
 
 
+def needs_frames(choice: HeadChoice, stores: Sequence[FeatureStore], stream: str) -> bool:
+    """Whether a pair of interface and head cannot be trained on pooled features of these stores.
+
+    Raises:
+        StoreError: a store lacks the stream.
+        RegistryError: there is no such head or interface.
+        ConfigError: an argument does not fit.
+    """
+    return not choice.affine(frame_spec(stores, stream, None))
+
+
+@dataclass
+class _Loaded:
+    """What the jobs of one upstream read, each kind once."""
+
+    corpus: Corpus
+    stores: Sequence[FeatureStore]
+    protocols: Protocols
+    pooled: dict[str, ProbeData] = field(default_factory=dict)
+
+    def statistics(self, kind: str) -> ProbeData:
+        """Pooled features."""
+        if kind not in self.pooled:
+            self.pooled[kind] = load_data(
+                self.stores,
+                self.corpus.clips,
+                self.corpus.label,
+                stream=self.protocols.stream,
+                statistics=kind,
+                layers=self.protocols.layers,
+                values=self.corpus.values,
+            )
+        return self.pooled[kind]
+
+    def frames(self, layers: Sequence[int] | None) -> FrameData:
+        """Frames; nothing of them is in memory."""
+        corpus = self.corpus
+        return load_frames(
+            self.stores, corpus.clips, corpus.label, stream=self.protocols.stream, layers=layers, values=corpus.values
+        )
+
+
+def _run(job: Mapping[str, Any], loaded: _Loaded, protocols: Protocols, device: str) -> ProbeResult:
+    choice, layer = job["choice"], job["layer"]
+    data: ProbeData | FrameData
+    common: dict[str, Any] = {
+        "fraction": job["fraction"],
+        "seeds": range(protocols.seeds),
+        "settings": dict(protocols.settings),
+        "device": device,
+    }
+    if choice is None:
+        data = loaded.statistics(protocols.statistics)
+        place = None if layer is None else data.numbers.index(layer)
+        return probe(data, data.parts(loaded.corpus.folds), job["protocol"], layer=place, **common)
+    if job["frames"]:
+        data = loaded.frames(protocols.layers if layer is None else [layer])
+    else:
+        data = loaded.statistics("mean")
+        if layer is not None:
+            choice = replace(choice, interface="layer", interface_arguments={"layer": data.numbers.index(layer)})
+    result = probe_head(data, data.parts(loaded.corpus.folds), choice, layer=layer, **common)
+    return replace(result, protocol=job["choice"].name)
+
+
 def _jobs(protocols: Protocols, stores: Sequence[FeatureStore]) -> list[dict[str, Any]]:
     alone: list[int | None] = [None]
     if protocols.scan and len(stores) == 1:
@@ -209,12 +259,21 @@ def _jobs(protocols: Protocols, stores: Sequence[FeatureStore]) -> list[dict[str
         kept = stream["layers"] if protocols.layers is None else [k % stream["num_layers"] for k in protocols.layers]
         # a single layer alone is what the others show already
         alone += list(kept) if len(kept) > 1 else []
-    return [
-        {"protocol": name, "layer": layer, "fraction": float(fraction)}
+    jobs: list[dict[str, Any]] = [
+        {"protocol": name, "layer": layer, "fraction": float(fraction), "choice": None}
         for name in protocols.names
         for layer in alone
         for fraction in protocols.fractions
     ]
+    for choice in protocols.heads:
+        frames = needs_frames(choice, stores, protocols.stream)
+        if frames:
+            require_frames(stores)
+        for layer in alone:
+            for fraction in protocols.fractions:
+                job = {"protocol": choice.name, "layer": layer, "fraction": float(fraction), "choice": choice}
+                jobs.append({**job, "frames": frames, "pair": asdict(choice)})
+    return jobs
 
 
 def _file_name(job: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ def probe(context: Context) -> str:
     if statistics not in ("mean", "mean_std"):
         raise ConfigError(f"features.statistics must be mean or mean_std in a benchmark, got {statistics!r}.")
     given = {"statistics": statistics, "stream": config["features"]["stream"], **(bench["probe"] or {})}
-    protocols = read_protocols(bench["protocols"], given, "bench")
+    protocols = read_protocols(bench["protocols"], given, "bench", bench.get("heads"))
     clips = read_manifest(context.data / MANIFEST)
     folds = read_folds(context.data / FOLDS)
     corpus = Corpus(

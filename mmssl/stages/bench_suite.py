@@ -11,11 +11,14 @@ from mmssl.data.folds import read_folds
 from mmssl.data.manifest import read_manifest
 from mmssl.data.splits import make_folds
 from mmssl.errors import ConfigError, did_you_mean
+from mmssl.probing.choice import HeadChoice
 from mmssl.stages.bench import Corpus, Protocols, leaderboard, run_protocols
 from mmssl.stages.context import System
 from mmssl.stages.files import digest, write_json
+from mmssl.types import StreamSpec
 
-KEYS = ("name", "folder", "corpora", "upstreams", "protocols", "probe", "published")
+KEYS = ("name", "folder", "corpora", "upstreams", "protocols", "heads", "probe", "published")
+HEAD_KEYS = ("head", "interface", "head_arguments", "interface_arguments")
 CORPUS_KEYS = ("name", "manifest", "folds", "protocol", "label", "values", "note")
 PROBE_KEYS = ("statistics", "stream", "layers", "scan", "fractions", "seeds")
 TRAIN_KEYS = (
@@ -83,18 +86,42 @@ def read_suite(path: Path) -> Suite:
         folder=path.parent / str(node.get("folder") or f"{path.stem}_results"),
         corpora=corpora,
         systems=systems,
-        protocols=read_protocols(node.get("protocols"), node.get("probe"), str(path)),
+        protocols=read_protocols(node.get("protocols"), node.get("probe"), str(path), node.get("heads")),
         published=tuple(node.get("published") or ()),
     )
 
 
-def read_protocols(names: Any, probe: Any, where: str) -> Protocols:
-    """`protocols` and `probe` of a suite or a recipe; null stands for the default.
+def read_heads(heads: Any, where: str) -> tuple[HeadChoice, ...]:
+    """`heads` of a suite or a recipe: names, or mappings with head, interface and their arguments.
+
+    Raises:
+        ConfigError: it is no list, or an entry has another form.
+    """
+    if not isinstance(heads or [], list):
+        raise ConfigError(f"{where}: heads must be a list such as [attentive_stats], got {heads!r}.")
+    found = []
+    for entry in heads or []:
+        if isinstance(entry, str):
+            entry = {"head": entry}
+        given = _mapping(entry, f"{where}: a head", HEAD_KEYS, needed=("head",))
+        found.append(HeadChoice(**{key: value for key, value in given.items() if value is not None}))
+    return tuple(found)
+
+
+def keeps_frames(heads: Sequence[HeadChoice]) -> bool:
+    """Whether one of the pairs needs frames, whatever the upstream."""
+    # an interface may name a layer, so there must be as many as any upstream has
+    stream = StreamSpec((8,) * 64, (1,) * 64)
+    return any(not choice.affine(stream) for choice in heads)
+
+
+def read_protocols(names: Any, probe: Any, where: str, heads: Any = None) -> Protocols:
+    """`protocols`, `probe` and `heads` of a suite or a recipe; null stands for the default.
 
     Raises:
         ConfigError: a key is unknown, or `protocols` is no list.
     """
-    if names is not None and (not isinstance(names, list) or not names):
+    if names is not None and (not isinstance(names, list) or not (names or heads)):
         raise ConfigError(f"{where}: protocols must be a list such as [linear, knn], got {names!r}.")
     given = _mapping(probe or {}, f"{where}: probe", (*PROBE_KEYS, *TRAIN_KEYS))
     given = {key: value for key, value in given.items() if value is not None}
@@ -109,7 +136,7 @@ def read_protocols(names: Any, probe: Any, where: str) -> Protocols:
     own = {key: given[key] for key in PROBE_KEYS if key in given}
     settings = {key: given[key] for key in TRAIN_KEYS if key in given}
     chosen: dict[str, Any] = {} if names is None else {"names": tuple(names)}
-    return Protocols(**chosen, **own, settings=settings)
+    return Protocols(**chosen, heads=read_heads(heads, where), **own, settings=settings)
 
 
 def run_suite(
@@ -117,8 +144,8 @@ def run_suite(
 ) -> dict[str, Any]:
     """Extract what is missing, run what is missing, and write the leaderboard; a killed run goes on.
 
-    Features are in folder/feats/<corpus>/<upstream>-<digest>, results in folder/results, and the leaderboard in
-    folder/leaderboard.json, .md, .html and .tex.
+    Features are in folder/feats/<corpus>/<upstream>-<digest>, with frames only where a head needs them, results in
+    folder/results, and the leaderboard in folder/leaderboard.json, .md, .html and .tex.
 
     Args:
         suite: what to run.
@@ -136,9 +163,10 @@ def run_suite(
     from mmssl.features.store import FeatureStore
 
     records: list[dict[str, Any]] = []
+    frames = keeps_frames(suite.protocols.heads)
     for corpus in suite.corpora:
         for system in suite.systems:
-            name = f"{system.name}-{digest([system.target, dict(system.kwargs)])[:12]}"
+            name = f"{system.name}-{digest([system.target, dict(system.kwargs)])[:12]}" + ("-frames" if frames else "")
             store = suite.folder / "feats" / corpus.name / name
             summary = extract(
                 system.target,
@@ -146,7 +174,7 @@ def run_suite(
                 store,
                 upstream_kwargs=dict(system.kwargs),
                 device=device,
-                frames=False,
+                frames=frames,
                 jobs=jobs,
                 progress=False,
             )

@@ -8,6 +8,8 @@ from typing import Any
 from mmssl.errors import ConfigError
 from mmssl.types import StreamSpec
 
+ENCODERS = ("xvector", "ecapa_tdnn")
+"""Methods of speaker verification that are trained on frames."""
 STANDARDIZED = "mmssl.interfaces.standardized.Standardized"
 
 
@@ -30,7 +32,13 @@ def view(config: Mapping[str, Any], hidden_sizes: Sequence[int], hop_lengths: Se
     """
     from mmssl.downstream.heads import build_head
     from mmssl.interfaces.base import build_interface
+    from mmssl.stages.bench_suite import keeps_frames, read_heads
 
+    kind = config["task"]["kind"]
+    if kind == "sequence":
+        return "frames", False
+    if kind == "verification":
+        return "frames", not {*ENCODERS} & {*config["verification"]["methods"]}
     interface, head = part(config["interface"]), part(config["head"])
     built = build_interface(
         interface["name"], StreamSpec(tuple(hidden_sizes), tuple(hop_lengths)), **interface["kwargs"]
@@ -39,6 +47,9 @@ def view(config: Mapping[str, Any], hidden_sizes: Sequence[int], hop_lengths: Se
     statistics = config["features"]["statistics"]
     if statistics == "auto":
         statistics = "mean_std" if affine else "frames"
+    # a benchmark may have heads that need frames beside the protocols on statistics
+    if keeps_frames(read_heads((config.get("bench") or {}).get("heads"), "bench")):
+        return statistics, False
     return statistics, statistics != "frames" or affine
 
 

@@ -20,6 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     - fbank
     - {name: hubert, _target_: hf, path: /models/hubert_base}
   protocols: [linear, knn, logreg]   # linear, mlp, knn, logreg; ridge for labels that are numbers
+  heads:                             # pairs of head and interface; frames are kept where one needs them
+    - attentive_stats
+    - {head: ecapa_tdnn, interface: hierarchical_conv, head_arguments: {channels: 256}}
   probe: {scan: true, fractions: [0.1, 1], seeds: 3, learning_rates: [1.0e-3, 1.0e-2], max_steps: 400}
 Stopped or killed, the same command goes on where it was."""
     parser.add_argument("suite", metavar="SUITE.yaml", help="what to run")
