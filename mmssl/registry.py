@@ -260,6 +260,7 @@ UPSTREAMS = Registry(
         "hf": "mmssl.upstreams.hf.HFUpstream",
         "hf_vision": "mmssl.upstreams.hf_vision.HFVision",
         "hf_audio": "mmssl.upstreams.hf_audio.HFAudio",
+        "hf_av": "mmssl.upstreams.hf_av.HFAudioVideo",
         "torchvision": "mmssl.upstreams.torchvision_models.TorchvisionImage",
         "torchvision_video": "mmssl.upstreams.torchvision_models.TorchvisionVideo",
         "timm": "mmssl.upstreams.timm_models.Timm",

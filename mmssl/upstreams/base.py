@@ -8,6 +8,7 @@ any order. `Upstream.forward` checks what comes in, clears what lies past each l
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -184,7 +185,8 @@ def load_upstream(upstream: str, /, *, seed: int = 0, device: str | torch.device
     """Build an upstream for feature extraction: eval mode, no parameter asks for gradients, global RNG untouched.
 
     Args:
-        upstream: a name (`mmssl upstreams` lists them), a dotted path to a class, or a path to a .py file.
+        upstream: a name (`mmssl upstreams` lists them), a dotted path to a class, a path to a .py file, or a folder
+            that pretraining exported.
         seed: for weights that are not loaded but drawn, so that they depend on the seed alone.
         device: where it goes.
         **kwargs: handed to the upstream's constructor.
@@ -194,6 +196,8 @@ def load_upstream(upstream: str, /, *, seed: int = 0, device: str | torch.device
         ConfigError: its constructor does not take these arguments.
         MmsslError: what its constructor raises.
     """
+    if (Path(upstream) / "upstream.json").is_file():
+        upstream, kwargs = "mmssl.upstreams.exported.load_exported", {"path": upstream, **kwargs}
     with isolated_rng(seed):
         built = UPSTREAMS.build(upstream, **kwargs)
     if not isinstance(built, Upstream):

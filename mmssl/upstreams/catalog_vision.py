@@ -84,10 +84,31 @@ SOUND_FAMILIES: dict[str, Entry] = {
 }
 """transformers' model type -> its row."""
 
+AUDIO_VISUAL_FAMILIES: dict[str, Entry] = {
+    "pe_audio_video_encoder": Entry(
+        ("audio-visual", "audio", "video"),
+        {
+            "audio": (Run(7, 1792, 40.0),),
+            "video": (Run(7, 1792, 40.0),),
+            "fusion": (Run(7, 1792, 40.0),),
+        },
+        ("waveforms", "video"),
+        48000,
+        25.0,
+        "clip by clip",
+        "Vyas et al. 2025 (PE-AV)",
+        checkpoints=FOLDER,
+    ),
+}
+"""transformers' model type -> its row."""
+
 _LOCAL = ("state dict of the network, with a prefix or without",)
 LIBRARIES: dict[str, Entry] = {
     "hf_vision": Entry(("image", "video"), {}, ("images",), None, checkpoints=FOLDER, families=VISION_FAMILIES),
     "hf_audio": Entry(("audio",), {}, checkpoints=FOLDER, families=SOUND_FAMILIES),
+    "hf_av": Entry(
+        ("audio-visual",), {}, ("waveforms", "video"), None, checkpoints=FOLDER, families=AUDIO_VISUAL_FAMILIES
+    ),
     "torchvision": Entry(
         ("image",), {}, ("images",), None, invariance=ONE_SIZE, paper="torchvision", checkpoints=_LOCAL
     ),

@@ -192,7 +192,7 @@ def _known_family(model_type: Any, families: Collection[str] = FAMILIES) -> str:
         raise ConfigError(
             f"This hf upstream has no model type {model_type!r}.{did_you_mean(str(model_type), families)} "
             f"It has: {', '.join(sorted(families))}. (hf takes speech models, hf_audio other sound, hf_vision pictures "
-            "and video.)"
+            "and video, hf_av sound with video.)"
         )
     return model_type
 

@@ -180,7 +180,7 @@ class PeAudio(SoundFamily):
     def prepare(self, model: nn.Module) -> nn.Module:
         """Keep the sound encoder alone, and let gradients through its codec, which transformers runs without."""
         encoder: Any = getattr(model, "audio_encoder", model)
-        encoder.embedder = _CodecFrames(encoder.embedder)
+        encoder.embedder = CodecFrames(encoder.embedder)
         return encoder
 
     def output_lengths(self, lengths: Tensor, layer: int) -> Tensor:
@@ -200,7 +200,7 @@ class PeAudio(SoundFamily):
         return by_length(waveforms, run)
 
 
-class _CodecFrames(nn.Module):
+class CodecFrames(nn.Module):
     """The parts of transformers' PeAudioEncoderEmbedder under their names, with gradients."""
 
     def __init__(self, embedder: Any) -> None:

@@ -56,7 +56,7 @@ class MelTower(nn.Module):
         frames = self.spectrogram(waveforms.data).transpose(1, 2)
         valid = valid_mask(lengths, frames.shape[1])
         frames = normalize_frames(frames.masked_fill(~valid[..., None], 0), lengths, variance=False)
-        x = frames.to(self.convs[0].weight.dtype)
+        x = frames.to(next(self.parameters()).dtype)
         states, sizes = [], []
         for conv, norm, stride in zip(self.convs, self.norms, _STRIDES, strict=True):
             lengths = conv_length(lengths, _KERNEL, stride, padding=_KERNEL // 2)
@@ -112,7 +112,7 @@ class SmallTowers(TwoTower):
         """All layers of the streams whose inputs are there."""
         found: dict[str, Layers] = {}
         if inputs.waveforms is not None:
-            found["audio"] = self.audio(inputs.waveforms)  # type: ignore[misc, arg-type]
+            found["audio"] = self.audio(inputs.waveforms)  # type: ignore[misc]
         if inputs.video is not None:
             found |= super().extract(Inputs(video=inputs.video))
         return found

@@ -8,6 +8,7 @@ import inspect
 import json
 import os
 import pickle
+import runpy
 import subprocess
 from collections import OrderedDict
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from mmssl.registry import UPSTREAMS
 from mmssl.upstreams.catalog import CATALOG
 from mmssl.upstreams.checkpoints import read_checkpoint
 
+TINY = runpy.run_path(str(Path(__file__).with_name("tiny.py")))["TINY"]
+
 # not a complaint about sizes or names, which would mean that the file was read
 REFUSAL = r"[Rr]efused|is not a readable|cannot be loaded"
 CODE = "open({!r}, 'w').close()"
@@ -32,12 +35,14 @@ NEEDED: dict[str, dict[str, Any]] = {
     "timm": {"name": "resnet18"},
     "torchaudio": {"bundle": "WAV2VEC2_BASE"},
     "hf_vision": {"image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+    "hf_av": {"image_mean": [0.5] * 3, "image_std": [0.5] * 3},
 }
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
 # a tiny model of the wrapper's own kind, where it is not a speech model
 CONFIGS: dict[str, dict[str, Any]] = {
     "hf_vision": {"model_type": "vit", "image_size": 16, "patch_size": 8} | SIZES,
     "hf_audio": {"model_type": "audio-spectrogram-transformer", "max_length": 64} | SIZES,
+    "hf_av": TINY["hf_av"][0]["config"],
 }
 SPEECH = (
     {"model_type": "hubert", "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mmssl.types import UpstreamSpec
-from mmssl.upstreams import hf_audio, hf_vision
+from mmssl.upstreams import hf_audio, hf_av, hf_vision
 from mmssl.upstreams.catalog import CATALOG, Entry
 from mmssl.upstreams.catalog_entry import Run
 
@@ -48,7 +48,16 @@ def test_sound_families(model_type: str) -> None:
     assert entry.invariance == family.invariance
 
 
-@pytest.mark.parametrize(("name", "module"), [("hf_vision", hf_vision), ("hf_audio", hf_audio)])
+@pytest.mark.parametrize("model_type", hf_av.FAMILIES)
+def test_audio_visual_families(model_type: str) -> None:
+    with torch.device("meta"):
+        upstream = hf_av.HFAudioVideo(config={"model_type": model_type})
+    entry = CATALOG["hf_av"].families[model_type]
+    assert_states(entry, upstream.spec)
+    assert entry.invariance == upstream.invariance
+
+
+@pytest.mark.parametrize(("name", "module"), [("hf_vision", hf_vision), ("hf_audio", hf_audio), ("hf_av", hf_av)])
 def test_every_family_has_a_row_and_a_tiny_model(name: str, module: Any) -> None:
     assert set(CATALOG[name].families) == set(module.FAMILIES)
     assert {row["config"]["model_type"] for row in TINY[name]} == set(module.FAMILIES)

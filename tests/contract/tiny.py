@@ -28,6 +28,11 @@ CLAP = {
 
 
 CODEC = {"encoder_hidden_size": 2, "downsampling_ratios": [2, 8, 10, 12], "codebook_dim": 6}
+PE = SIZES | {"num_key_value_heads": 2, "head_dim": 8}
+PE_SOUND = PE | {"model_type": "pe_audio_encoder", "dac_config": CODEC}
+PE_VIT = {"embed_dim": 16, "depth": 1, "num_heads": 2, "img_size": 32}
+PE_VISION = {"architecture": "vit_pe_core_tiny_patch16_384", "num_classes": 12, "model_args": PE_VIT}
+PE_VIDEO = PE | {"model_type": "pe_video_encoder", "vision_config": PE_VISION}
 SPEECHT5 = {
     "hidden_size": 16,
     "encoder_layers": 2,
@@ -173,6 +178,7 @@ TINY: dict[str, list[dict[str, Any]]] = {
         hf("clap_audio_model", **CLAP, enable_fusion=True),
         hf("pe_audio_encoder", **SIZES, num_key_value_heads=2, head_dim=8, dac_config=CODEC),
     ],
+    "hf_av": [hf("pe_audio_video_encoder", **PE, audio_config=PE_SOUND, video_config=PE_VIDEO)],
     "torchvision": [{"name": "resnet18", "image_size": 32}],
     "torchvision_video": [{"name": "mc3_18", "image_size": 16}],
     "timm": [{"name": "vit_tiny_patch16_224", "image_size": 32}, {"name": "resnet18", "image_size": 32}],

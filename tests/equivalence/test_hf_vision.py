@@ -284,3 +284,47 @@ def test_a_video_of_another_number_of_frames_is_refused() -> None:
 
     with pytest.raises(InputError, match="at most 4"):
         load_upstream("hf_vision", **row)(video=draw(1, 5, 3, 32, 32))
+
+
+@pytest.mark.parametrize(("samples", "frames"), [(19200, 5), (20123, 25), (1920, 1)])
+def test_pe_audio_video_equals_plain_transformers(samples: int, frames: int) -> None:
+    (row,) = TINY["hf_av"]
+    upstream = load_upstream("hf_av", **row)
+    perturb(upstream.model)
+    generator = torch.Generator().manual_seed(2)
+    clip, video = 0.1 * torch.randn(samples, generator=generator), torch.rand(frames, 3, 32, 32, generator=generator)
+    given = transformers.PeAudioFeatureExtractor()(clip.numpy(), sampling_rate=48000, return_tensors="pt")
+    model = plain(upstream, row["config"])
+    with torch.no_grad():
+        pixels = ((video - 0.5) / 0.5)[None]
+        out = model(given["input_values"], pixels, output_hidden_states=True)
+        sound = model.embedder.audio_encoder(given["input_values"], output_hidden_states=True)
+        pictures = model.embedder.video_encoder(pixels, output_hidden_states=True)
+    ours = upstream(clip[None], video=video[None])
+    for name, theirs in (("fusion", out), ("audio", sound), ("video", pictures)):
+        expected = [*(h[:, 1:] for h in theirs.hidden_states[:-1]), theirs.last_hidden_state]
+        assert_equal_layers(ours[name].hidden_states, expected)
+    alone = upstream(clip[None])
+    assert set(alone) == {"audio"}
+    assert_equal_layers(alone["audio"].hidden_states, ours["audio"].hidden_states)
+
+
+def test_the_audio_visual_encoder_of_a_pe_audio_video_folder(tmp_path: Path) -> None:
+    (row,) = TINY["hf_av"]
+    text = SIZES | {"model_type": "modernbert", "vocab_size": 60, "num_hidden_layers": 1, "pad_token_id": 0}
+    text |= dict.fromkeys(("eos_token_id", "bos_token_id", "cls_token_id", "sep_token_id"), 1)
+    both = {name: value for name, value in row["config"].items() if name != "model_type"}
+    config = transformers.PeAudioVideoConfig(audio_video_config=both, text_config=text)
+    whole = transformers.PeAudioVideoModel(config)
+    perturb(whole)
+    whole.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="image_mean"):
+        load_upstream("hf_av", path=str(tmp_path))
+    colours = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(colours))
+    upstream = load_upstream("hf_av", path=str(tmp_path))
+    assert upstream.image_std == (0.25,) * 3
+    loaded = upstream.model.state_dict()
+    encoder = whole.audio_video_encoder.state_dict()
+    assert all(torch.equal(loaded.pop(name), value) for name, value in encoder.items())
+    assert not loaded
