@@ -9,7 +9,7 @@ import pytest
 
 from mmssl.errors import ConfigError, StoreError
 from mmssl.features.export import export
-from mmssl.features.extract import extract
+from mmssl.features.extract import ExtractOptions, extract
 from mmssl.features.store import FeatureStore
 from mmssl.types import Clip
 
@@ -17,7 +17,7 @@ from mmssl.types import Clip
 @pytest.fixture
 def store(conv_upstream, make_clips, tmp_path) -> FeatureStore:
     clips = [Clip(clip_id, audio=clip.audio) for clip_id, clip in zip(["a", "A", "b/c"], make_clips(3), strict=True)]
-    extract(conv_upstream, clips, tmp_path / "store", progress=False)
+    extract(conv_upstream, clips, tmp_path / "store", options=ExtractOptions(progress=False))
     return FeatureStore(tmp_path / "store")
 
 
@@ -71,7 +71,13 @@ def test_refusals_leave_nothing(store, tmp_path, conv_upstream, make_clips):
         export(store, tmp_path / "store")
     with pytest.raises(StoreError, match="no layer 7"):
         export(store, tmp_path / "x", layer=7)
-    extract(conv_upstream, make_clips(1), tmp_path / "uneven", upstream_kwargs={"uneven": True}, progress=False)
+    extract(
+        conv_upstream,
+        make_clips(1),
+        tmp_path / "uneven",
+        upstream_kwargs={"uneven": True},
+        options=ExtractOptions(progress=False),
+    )
     with pytest.raises(StoreError, match="one layer at a time"):
         export(FeatureStore(tmp_path / "uneven"), tmp_path / "x")
     assert not (tmp_path / "x").exists()

@@ -15,7 +15,7 @@ import soundfile
 import torch
 
 from mmssl.errors import ConfigError, DataError, InputError, MediaError, StoreError
-from mmssl.features.extract import extract
+from mmssl.features.extract import ExtractOptions, extract
 from mmssl.features.forward import forward_clips, split_clips
 from mmssl.features.locks import FolderLock
 from mmssl.features.maintain import verify
@@ -46,7 +46,9 @@ def same(one: FeatureStore, two: FeatureStore) -> bool:
 def test_features_in_the_store_are_those_of_each_clip_alone(conv_upstream, make_clips, tmp_path, uneven):
     clips = make_clips(12)
     kwargs = {"uneven": uneven}
-    summary = extract(conv_upstream, clips, tmp_path / "s", upstream_kwargs=kwargs, batch_seconds=3.0)
+    summary = extract(
+        conv_upstream, clips, tmp_path / "s", upstream_kwargs=kwargs, options=ExtractOptions(batch_seconds=3.0)
+    )
     assert (summary.done, summary.reused, summary.skipped) == (12, 0, [])
     assert summary.audio_seconds == pytest.approx(sum(soundfile.info(c.audio).duration for c in clips))
     store = FeatureStore(tmp_path / "s")
@@ -64,7 +66,7 @@ def test_features_in_the_store_are_those_of_each_clip_alone(conv_upstream, make_
 @pytest.mark.parametrize("name", ["fbank", "mfcc"])
 def test_spectral_upstreams_go_through_the_engine(make_clips, tmp_path, name):
     clips = make_clips(6)
-    extract(name, clips, tmp_path / "s", batch_seconds=2.0)
+    extract(name, clips, tmp_path / "s", options=ExtractOptions(batch_seconds=2.0))
     store = FeatureStore(tmp_path / "s")
     for clip in clips:
         expected, read = alone(name, clip).hidden_states[0][0], store.read(clip.id).hidden_states[0]
@@ -113,7 +115,7 @@ def break_clips(clips: list[Clip]) -> dict[str, str]:
 def test_skip_lists_unusable_clips_and_puts_nothing_in_their_place(conv_upstream, make_clips, tmp_path):
     clips = make_clips(10)
     broken = break_clips(clips)
-    summary = extract(conv_upstream, clips, tmp_path / "s", on_error="skip", max_seconds=10)
+    summary = extract(conv_upstream, clips, tmp_path / "s", on_error="skip", options=ExtractOptions(max_seconds=10))
     assert {s.id for s in summary.skipped} == set(broken)
     for skipped in summary.skipped:
         assert skipped.path in skipped.reason
@@ -129,7 +131,7 @@ def test_raise_stops_at_the_file_and_keeps_what_was_finished(conv_upstream, make
     # the shortest clip comes last, and only decoding shows that it is too short
     soundfile.write(clips[7].audio, torch.full((500,), 0.1).numpy(), 16000)
     with pytest.raises(MediaError, match=f"{clips[7].id}.*at least 720"):
-        extract(conv_upstream, clips, tmp_path / "s", batch_seconds=0.1)
+        extract(conv_upstream, clips, tmp_path / "s", options=ExtractOptions(batch_seconds=0.1))
     store = FeatureStore(tmp_path / "s")
     assert len(store) == 9
     assert verify(store).ok
@@ -141,9 +143,9 @@ def test_raise_stops_at_the_file_and_keeps_what_was_finished(conv_upstream, make
 def test_too_long_clips_and_a_run_without_any_usable_clip(conv_upstream, make_clips, tmp_path):
     clips = make_clips(3)
     with pytest.raises(MediaError, match="max_seconds"):
-        extract(conv_upstream, clips, tmp_path / "a", max_seconds=0.01)
+        extract(conv_upstream, clips, tmp_path / "a", options=ExtractOptions(max_seconds=0.01))
     with pytest.raises(MediaError, match=r"None of the 3 clips(.|\n)*max_seconds"):
-        extract(conv_upstream, clips, tmp_path / "b", max_seconds=0.01, on_error="skip")
+        extract(conv_upstream, clips, tmp_path / "b", on_error="skip", options=ExtractOptions(max_seconds=0.01))
 
 
 def test_features_that_are_not_finite_are_a_fault(conv_upstream, make_clips, tmp_path):
@@ -155,10 +157,19 @@ def test_features_that_are_not_finite_are_a_fault(conv_upstream, make_clips, tmp
 
 def test_ranks_share_a_folder_and_give_the_bytes_of_one_run(conv_upstream, make_clips, tmp_path):
     clips = make_clips(9)
-    arguments = {"batch_seconds": 0.9, "on_error": "skip"}
+    how = {"batch_seconds": 0.9}
     clips[4] = dataclasses.replace(clips[4], audio="missing.wav")
-    one = extract(conv_upstream, clips, tmp_path / "one", **arguments)
-    shares = [extract(conv_upstream, clips, tmp_path / "two", rank=r, world_size=3, **arguments) for r in (2, 0, 1)]
+    one = extract(conv_upstream, clips, tmp_path / "one", on_error="skip", options=ExtractOptions(**how))
+    shares = [
+        extract(
+            conv_upstream,
+            clips,
+            tmp_path / "two",
+            on_error="skip",
+            options=ExtractOptions(rank=rank, world_size=3, **how),
+        )
+        for rank in (2, 0, 1)
+    ]
     assert all(share.done for share in shares)
     assert sum(share.done for share in shares) == one.done == 8
     assert [s.id for share in shares for s in share.skipped] == [clips[4].id]
@@ -169,15 +180,16 @@ def test_jobs_give_the_bytes_of_one_process_and_a_killed_one_is_named(conv_upstr
     clips, mark = make_clips(16), tmp_path / "mark"
     mark.touch()
     kwargs = {"die_if": str(mark)}
-    arguments = {"upstream_kwargs": kwargs, "batch_seconds": 0.9, "shard_seconds": 0.0, "progress": False}
+    how = ExtractOptions(batch_seconds=0.9, shard_seconds=0.0, progress=False)
+    two = dataclasses.replace(how, jobs=2)
     with pytest.raises(StoreError, match=r"Worker [12] of 2 .*SIGKILL(.|\n)*same command again"):
-        extract(conv_upstream, clips, tmp_path / "two", jobs=2, **arguments)
+        extract(conv_upstream, clips, tmp_path / "two", upstream_kwargs=kwargs, options=two)
     finished = len(FeatureStore(tmp_path / "two"))
     assert 0 < finished < 16
     mark.unlink()
-    summary = extract(conv_upstream, clips, tmp_path / "two", jobs=2, **arguments)
+    summary = extract(conv_upstream, clips, tmp_path / "two", upstream_kwargs=kwargs, options=two)
     assert (summary.done, summary.reused) == (16 - finished, finished)
-    extract(conv_upstream, clips, tmp_path / "one", **arguments)
+    extract(conv_upstream, clips, tmp_path / "one", upstream_kwargs=kwargs, options=how)
     assert same(FeatureStore(tmp_path / "one"), FeatureStore(tmp_path / "two"))
 
 
@@ -185,7 +197,7 @@ def test_an_error_in_a_job_is_raised_as_what_it_is(conv_upstream, make_clips, tm
     clips = make_clips(4)
     soundfile.write(clips[1].audio, torch.full((500,), 0.1).numpy(), 16000)
     with pytest.raises(MediaError, match=f"{clips[1].id}.*at least 720"):
-        extract(conv_upstream, clips, tmp_path / "s", jobs=2, batch_seconds=0.1)
+        extract(conv_upstream, clips, tmp_path / "s", options=ExtractOptions(jobs=2, batch_seconds=0.1))
     assert clips[1].id not in FeatureStore(tmp_path / "s")
 
 
@@ -205,10 +217,11 @@ def in_child(work: Callable[[], object]) -> int:
 
 def test_kill_at_random_moments_then_the_same_bytes_and_no_clip_twice(conv_upstream, make_clips, tmp_path):
     clips, log, folder = make_clips(100), tmp_path / "log", tmp_path / "killed"
-    arguments = {"upstream_kwargs": {"delay": 0.01, "log": str(log)}, "batch_seconds": 1.0, "progress": False}
+    kwargs = {"delay": 0.01, "log": str(log)}
+    how = ExtractOptions(batch_seconds=1.0, shard_seconds=0.0, progress=False)
 
     def run():
-        return extract(conv_upstream, clips, folder, shard_seconds=0.0, **arguments)
+        return extract(conv_upstream, clips, folder, upstream_kwargs=kwargs, options=how)
 
     lengths = {str(soundfile.info(clip.audio).frames): clip.id for clip in clips}
     generator = random.Random(0)
@@ -237,7 +250,7 @@ def test_kill_at_random_moments_then_the_same_bytes_and_no_clip_twice(conv_upstr
     child = in_child(run)
     assert os.waitpid(child, 0)[1] == 0
     store = FeatureStore(folder)
-    extract(conv_upstream, clips, tmp_path / "whole", **arguments)
+    extract(conv_upstream, clips, tmp_path / "whole", upstream_kwargs=kwargs, options=how)
     assert same(store, FeatureStore(tmp_path / "whole"))
     assert list(folder.glob("tmp-*")) == []
     assert len(list(folder.glob("*.safetensors"))) == len(list(folder.glob("*.jsonl")))
@@ -246,7 +259,7 @@ def test_kill_at_random_moments_then_the_same_bytes_and_no_clip_twice(conv_upstr
 def test_a_second_run_in_the_same_folder_is_refused_while_the_first_lives(conv_upstream, make_clips, tmp_path):
     clips = make_clips(6)
     kwargs = {"delay": 5.0}
-    child = in_child(lambda: extract(conv_upstream, clips, tmp_path / "s", upstream_kwargs=kwargs, progress=False))
+    child = in_child(lambda: extract(conv_upstream, clips, tmp_path / "s", upstream_kwargs=kwargs))
     try:
         lock = tmp_path / "s" / ".lock-run"
         until = time.monotonic() + 20
@@ -254,7 +267,7 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_lives(conv_u
             time.sleep(0.02)
         for share in ({}, {"rank": 0, "world_size": 2}):
             with pytest.raises(StoreError, match=f"being written by process {child} "):
-                extract(conv_upstream, clips, tmp_path / "s", upstream_kwargs=kwargs, **share)
+                extract(conv_upstream, clips, tmp_path / "s", upstream_kwargs=kwargs, options=ExtractOptions(**share))
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -266,8 +279,6 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_lives(conv_u
     ("arguments", "error", "message"),
     [
         ({"on_error": "ignore"}, ConfigError, '"raise" or "skip"'),
-        ({"batch_seconds": 0}, ConfigError, "batch_seconds"),
-        ({"rank": 2, "world_size": 2}, ConfigError, "rank"),
         ({"clips": []}, DataError, "no clip"),
         ({"clips": [Clip("a", audio="x"), Clip("a", audio="y")]}, DataError, "Two clips have the id 'a'"),
         ({"clips": [Clip("a", video="x.mp4")]}, DataError, "no audio"),
@@ -279,14 +290,22 @@ def test_wrong_arguments(conv_upstream, make_clips, tmp_path, arguments, error, 
         extract(conv_upstream, **{"clips": make_clips(1), "folder": tmp_path / "s", **arguments})
 
 
+@pytest.mark.parametrize(
+    ("options", "message"), [({"batch_seconds": 0}, "batch_seconds"), ({"rank": 2, "world_size": 2}, "rank")]
+)
+def test_wrong_options(options, message):
+    with pytest.raises(ConfigError, match=message):
+        ExtractOptions(**options)
+
+
 def test_jobs_need_an_upstream_that_others_can_build(conv_upstream, make_clips, tmp_path):
     built = load_upstream(conv_upstream)
     with pytest.raises(ConfigError, match="instead of the built object"):
-        extract(built, make_clips(1), tmp_path / "s", jobs=2)
+        extract(built, make_clips(1), tmp_path / "s", options=ExtractOptions(jobs=2))
     register_upstream("here_only", lambda: built)
     try:
         with pytest.raises(ConfigError, match="this process only"):
-            extract("here_only", make_clips(1), tmp_path / "s", jobs=2)
+            extract("here_only", make_clips(1), tmp_path / "s", options=ExtractOptions(jobs=2))
     finally:
         UPSTREAMS.unregister("here_only")
     assert extract(built, make_clips(1), tmp_path / "s").done == 1

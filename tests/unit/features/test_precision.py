@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mmssl.errors import ConfigError
-from mmssl.features.extract import extract
+from mmssl.features.extract import ExtractOptions, extract
 from mmssl.features.precision import Int8Linear, compare, with_precision
 from mmssl.features.store import FeatureStore
 from mmssl.upstreams.base import load_upstream
@@ -44,7 +44,7 @@ def test_int8_by_hand():
 def test_store_of_another_arithmetic_says_so(make_clips, tmp_path, options, limit):
     clips = make_clips(4)
     extract("hubert", clips, tmp_path / "exact", upstream_kwargs=TINY)
-    summary = extract("hubert", clips, tmp_path / "quick", upstream_kwargs=TINY, **options)
+    summary = extract("hubert", clips, tmp_path / "quick", upstream_kwargs=TINY, options=ExtractOptions(**options))
     exact, quick = FeatureStore(tmp_path / "exact"), FeatureStore(tmp_path / "quick")
     assert exact.fingerprint.digest != quick.fingerprint.digest
     assert quick.fingerprint.fields["weights"] == exact.fingerprint.fields["weights"]
@@ -59,7 +59,13 @@ def test_store_of_another_arithmetic_says_so(make_clips, tmp_path, options, limi
 def test_int8_features_do_not_depend_on_the_batch(make_clips, tmp_path):
     clips = make_clips(6)
     for name, budget in (("one", 0.01), ("all", 60.0)):
-        extract("hubert", clips, tmp_path / name, upstream_kwargs=TINY, int8=True, batch_seconds=budget)
+        extract(
+            "hubert",
+            clips,
+            tmp_path / name,
+            upstream_kwargs=TINY,
+            options=ExtractOptions(int8=True, batch_seconds=budget),
+        )
     one, together = FeatureStore(tmp_path / "one"), FeatureStore(tmp_path / "all")
     error = compare([one[c.id] for c in clips], [together[c.id] for c in clips])
     assert error.relative < 1e-3
@@ -67,7 +73,7 @@ def test_int8_features_do_not_depend_on_the_batch(make_clips, tmp_path):
 
 def test_wrong_choices(make_clips, tmp_path):
     with pytest.raises(ConfigError, match="fp32, bf16, fp16"):
-        extract("fbank", make_clips(1), tmp_path / "s", precision="fp8")
+        extract("fbank", make_clips(1), tmp_path / "s", options=ExtractOptions(precision="fp8"))
     with pytest.raises(ConfigError, match="has none"):
         with_precision(load_upstream("fbank"), int8=True)
 

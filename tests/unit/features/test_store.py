@@ -261,10 +261,10 @@ def test_leftovers_of_a_dead_writer_are_not_seen_and_go(make_store):
         (store.folder / name).write_bytes(b"half")
     assert FeatureStore(store.folder).ids == ["a"]
     with store.writer("v"):
-        sweep(store.folder)
+        sweep(store)
         # a writer at work keeps its files; it removed its own leftovers when it started
         (store.folder / "tmp-v-000009.safetensors").write_bytes(b"half")
-        sweep(store.folder)
+        sweep(store)
         assert files(store, "tmp-*") == ["tmp-v-000009.safetensors"]
     assert files(store, "shard-*") == ["shard-w-000001.jsonl", "shard-w-000001.safetensors"]
 
