@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -56,6 +57,8 @@ def _run_local(context: Context) -> list[Clip]:
     if spec is None or spec.loader is None:
         raise StageError(f"{path} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
+    # dataclasses look their module up there
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     function: Callable[..., list[Clip]] = module.prepare
     options = dict(context.config["data"]["options"])

@@ -72,6 +72,20 @@ _TINY: dict[str, Any] = {
     "position_kernel": 16,
     "position_groups": 4,
 }
+# the front end's first layers run at thousands of frames a second: narrow ones there make training on few cores bearable
+_NANO: dict[str, Any] = {
+    "hidden_size": 256,
+    "num_layers": 6,
+    "num_heads": 4,
+    "feed_forward_size": 1024,
+    "layer_norm_first": True,
+    "conv_channels": (32, 64, 128, 128, 128, 128, 128),
+    "position_kernel": 32,
+    "normalize": True,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "layer_drop": 0.0,
+}
 _TINY_LARGE: dict[str, Any] = {**_LARGE, **_TINY, "conv_bias": True}
 
 
@@ -87,6 +101,7 @@ PRESETS: dict[str, SpeechConfig] = {
     "wav2vec2_lv60": _preset("wav2vec2", **_LARGE, conv_bias=True),
     "hubert_tiny": _preset("hubert", **_TINY),
     "hubert_large_tiny": _preset("hubert", **_TINY_LARGE),
+    "hubert_nano": _preset("hubert", **_NANO),
     "hubert_base": _preset("hubert"),
     "hubert_large": _preset("hubert", **_LARGE),
     "hubert_xlarge": _preset(

@@ -72,8 +72,11 @@ def unpacked(root: Path, name: str, fetch_missing: bool) -> Path:
     partial = root / f".{name}.part"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    run(["dpkg", "-x", archives[-1].name, partial.name], root)
-    partial.replace(place)
+    try:
+        run(["dpkg", "-x", archives[-1].name, partial.name], root)
+        partial.replace(place)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return place
 
 
