@@ -14,18 +14,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmssl.errors import ConfigError, did_you_mean
-from mmssl.registry import HEADS, INTERFACES, UPSTREAMS, Registry
+from mmssl.registry import HEADS, INTERFACES, OBJECTIVES, UPSTREAMS, Registry
 from mmssl.stages.context import System
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 PACKAGED = Path(__file__).parents[1] / "conf"
-REGISTRIES: dict[str, Registry] = {"upstream": UPSTREAMS, "interface": INTERFACES, "head": HEADS}
+REGISTRIES: dict[str, Registry] = {
+    "upstream": UPSTREAMS,
+    "interface": INTERFACES,
+    "head": HEADS,
+    "objective": OBJECTIVES,
+}
 # what stands below these is checked against the signature of what it configures, not against the yaml
-_OPEN = ("upstream.", "interface.", "head.", "data.options.")
+_OPEN = ("upstream.", "interface.", "head.", "objective.", "data.options.")
 # values of these on the command line are paths as the user's shell sees them
-_PATHS = ("data.root", "upstream.path")
+_PATHS = ("data.root", "upstream.path", "init")
 
 
 @dataclass(frozen=True)
@@ -86,15 +91,22 @@ def compose(folder: Path, overrides: Sequence[str] = (), caller: Path | None = N
     folders = search_folders(folder)
     parsed = [_absolute(_parse(text), caller or folder) for text in overrides]
     groups = {p.name for f in folders for p in f.iterdir() if p.is_dir() and any(p.glob("*.yaml"))} | set(REGISTRIES)
+    # nano=null: sizes as the yaml files of the parts have them
+    unsized = [o for o in parsed if o.key_or_group == "nano" and o.value() is None]
+    parsed = [o for o in parsed if o not in unsized]
     chosen = [_choose(o, folders) for o in parsed if o.key_or_group in groups]
     values = [o for o in parsed if o.key_or_group not in groups]
     names = {o.key_or_group: _unquoted(o) for o in parsed if o.key_or_group in groups}
+    sized = None if unsized else _by_objective(folders, names)
+    if sized is not None:
+        names["nano"] = sized
+        chosen.append(_choose(_parse(f"nano={sized}"), folders))
 
     base = _hydra(folders, chosen)
     _check_keys(values, base, groups)
     words = [_reopened(o) for o in values]
     first = _hydra(folders, [*chosen, *words])
-    main = names.get("upstream") or _default_choice(folders, "upstream")
+    main = names.get("upstream") or _default_choice(folders, "upstream", names.get("nano"))
     others = [str(name) for name in first.get("compare") or ()]
     more = [_choose(_parse(f"+upstream@_compared.s{i}={name}"), folders) for i, name in enumerate(others)]
     config = _hydra(folders, [*chosen, *words, *more]) if more else first
@@ -109,7 +121,11 @@ def compose(folder: Path, overrides: Sequence[str] = (), caller: Path | None = N
     config["compare"] = [{"name": s.name, "_target_": s.target, **s.kwargs} for s in systems[1:]]
     picked = {g: names.get(g) or _default_choice(folders, g) for g in ("interface", "head")}
     if config.get("exp") in (None, "auto"):
-        config["exp"] = "-".join(_slug(part) for part in (systems[0].name, picked["interface"], picked["head"]))
+        parts: tuple[str, ...] = (systems[0].name, picked["interface"], picked["head"])
+        if "objective" in config:
+            # what is pretrained, and under which objective
+            parts = (names.get("objective") or _default_choice(folders, "objective"), systems[0].name)
+        config["exp"] = "-".join(_slug(part) for part in parts)
     return Composed(config, tuple(systems))
 
 
@@ -224,17 +240,31 @@ def _check_keys(values: Sequence[Override], config: Mapping[str, Any], groups: s
         raise ConfigError("\n".join(faults))
 
 
-def _default_choice(folders: Sequence[Path], group: str) -> str:
-    """The choice that the defaults lists make for a group."""
+def _by_objective(folders: Sequence[Path], names: Mapping[str, str]) -> str | None:
+    """The choice of the group `nano` where a corpus leaves it to the objective: `- nano: null` in its defaults."""
+    asked = [value for key, value in _defaults(folders[0] / "config.yaml") if key == "nano"]
+    if asked != [None] or "nano" in names:
+        return None
+    return names.get("objective") or _default_choice(folders, "objective")
+
+
+def _defaults(path: Path) -> list[tuple[str, Any]]:
+    """Groups, without words such as override, and choices of a defaults list."""
     from omegaconf import OmegaConf
 
-    for path in (folders[0] / "config.yaml", folders[1] / "recipe.yaml"):
-        node: Any = OmegaConf.to_container(OmegaConf.load(path))
-        for entry in node.get("defaults") or ():
-            if isinstance(entry, Mapping):
-                for key, name in entry.items():
-                    if str(key).split()[-1] == group:
-                        return str(name)
+    node: Any = OmegaConf.to_container(OmegaConf.load(path))
+    entries = [entry for entry in node.get("defaults") or () if isinstance(entry, Mapping)]
+    return [(str(key).split()[-1].lstrip("/"), name) for entry in entries for key, name in entry.items()]
+
+
+def _default_choice(folders: Sequence[Path], group: str, nano: str | None = None) -> str:
+    """The choice that the defaults lists make for a group; that of a choice of `nano` comes first."""
+    sized = [folder / "nano" / f"{nano}.yaml" for folder in folders]
+    paths = [path for path in sized if path.is_file()][:1]
+    for path in (*paths, folders[0] / "config.yaml", folders[1] / "recipe.yaml"):
+        for key, name in _defaults(path):
+            if key == group and name is not None:
+                return str(name)
     raise ConfigError(f"Neither {folders[0]}/config.yaml nor {folders[1]}/recipe.yaml chooses a default {group}.")
 
 

@@ -189,9 +189,12 @@ def _print_summary(exp_dir: Path) -> None:
     if not path.is_file():
         return
     from mmssl.report.build import summary_table
+    from mmssl.report.pretraining import KIND, pretraining_summary
     from mmssl.stages.files import read_json
 
-    print(f"\n{summary_table(read_json(path)).rstrip()}")
+    results = read_json(path)
+    table = pretraining_summary(results) if results.get("kind") == KIND else summary_table(results)
+    print(f"\n{table.rstrip()}")
     for name in ("RESULTS.md", "report.html"):
         if (exp_dir / name).is_file():
             print(f"Report: {exp_dir / name}")

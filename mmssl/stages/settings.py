@@ -54,7 +54,7 @@ _RULES: dict[str, tuple[Check, str]] = {
     ),
     "protocol.groups_per_fold": _optional(_MAPPING),
     "protocol.seed": _whole(0),
-    "task.kind": _one_of("classification", "regression"),
+    "task.kind": _one_of("classification", "regression", "sequence", "verification"),
     "features.stream": _TEXT,
     "features.statistics": _one_of("auto", "mean", "mean_std", "frames"),
     "features.standardize": _TRUTH,
@@ -78,6 +78,17 @@ _RULES: dict[str, tuple[Check, str]] = {
     "train.seed": _whole(0),
 }
 
+# what recipes that pretrain one objective have beside these, or instead of them
+_PRETRAIN_RULES: dict[str, tuple[Check, str]] = {
+    "label": _optional(_TEXT),
+    "init": _optional(_TEXT),
+    "held_out": (lambda v: isinstance(v, list) and "test" in v and not {*v} - {"dev", "test"}, "[test] or [dev, test]"),
+    "reader": _MAPPING,
+    "pretrain": _MAPPING,
+    "probing.protocol": _one_of("linear", "mlp", "knn", "logreg", "ridge"),
+    "targets.iterations": _optional((lambda v: isinstance(v, list) and bool(v), "a list of iterations")),
+}
+
 
 def check(composed: Composed, targets: bool = True) -> None:
     """Check every value, and bind the arguments of every part to its signature.
@@ -90,7 +101,8 @@ def check(composed: Composed, targets: bool = True) -> None:
         ConfigError: lists all faults.
     """
     faults = []
-    for key, (allowed, description) in _RULES.items():
+    pretrains = "objective" in composed.config
+    for key, (allowed, description) in (_RULES | _PRETRAIN_RULES if pretrains else _RULES).items():
         value = section(composed.config, key)
         if value == "???":
             faults.append(f"{key} is not set: give {key}=VALUE, {description}.")
@@ -108,6 +120,9 @@ def check(composed: Composed, targets: bool = True) -> None:
         faults += _missing(label, {"_target_": system.target, **system.kwargs})
     if targets and not faults:
         faults += _binding_faults(composed.systems, composed.config)
+        if pretrains:
+            node = {k: v for k, v in composed.config["objective"].items() if not k.startswith("_")}
+            faults += bind("objective", composed.config["objective"]["_target_"], node, positional=1)
     if faults:
         raise ConfigError("\n".join(faults))
 

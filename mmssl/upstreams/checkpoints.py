@@ -11,9 +11,7 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
 import pickle
-import tempfile
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -24,6 +22,7 @@ import torch
 from torch import Tensor
 
 from mmssl.errors import CheckpointError
+from mmssl.files import replace_file
 
 _LOG = logging.getLogger(__name__)
 
@@ -328,14 +327,5 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_file(path: Path, data: bytes) -> None:
     """Write a file whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replace_file(path) as file:
+        file.write(data)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -146,7 +147,7 @@ def test_a_failed_write_leaves_the_old_report(make: Make, tmp_path: Path, monkey
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(build.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         build.write_report(make(seed=1), tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["RESULTS.md", "report.html"]
