@@ -90,7 +90,9 @@ def main() -> None:
         print_table(f"fbank, {len(clips):,} clips of 1 s, pooled", header, rows)
         seconds, peak = probe(folder, clips)
         print_table(
-            f"mmssl probe on {len(clips):,} clips, 5 folds", ("s", "ms a clip", "peak MB"), [(seconds, 1e3 * seconds / len(clips), peak)]
+            f"mmssl probe on {len(clips):,} clips, 5 folds",
+            ("s", "ms a clip", "peak MB"),
+            [(seconds, 1e3 * seconds / len(clips), peak)],
         )
 
 

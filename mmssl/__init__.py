@@ -15,6 +15,7 @@ _LAZY = {
     "register_upstream": "mmssl.registry",
     "load_predictor": "mmssl.stages.predictor",
     "extract": "mmssl.features.extract",
+    "ExtractOptions": "mmssl.features.extract",
     "FeatureStore": "mmssl.features.store",
     "read_manifest": "mmssl.data.manifest",
     "load_audio": "mmssl.media.audio",
@@ -22,7 +23,7 @@ _LAZY = {
 
 if TYPE_CHECKING:
     from mmssl.data.manifest import read_manifest
-    from mmssl.features.extract import extract
+    from mmssl.features.extract import ExtractOptions, extract
     from mmssl.features.store import FeatureStore
     from mmssl.media.audio import load_audio
     from mmssl.registry import register_upstream
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from mmssl.upstreams.base import load_upstream
 
 __all__ = [
+    "ExtractOptions",
     "FeatureStore",
     "extract",
     "load_audio",

@@ -11,9 +11,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from mmssl.data.files import is_url, natural_key, some
+from mmssl.data.files import natural_key, some
 from mmssl.data.folds import PARTS, Fold
 from mmssl.errors import DataError, did_you_mean
+from mmssl.files import is_url
 from mmssl.types import Clip
 
 # without a label to look at, string labels with at most this many values are taken for classes

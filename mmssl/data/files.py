@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
 from mmssl.errors import DataError
+from mmssl.files import is_url, replace_file
 
 Item = TypeVar("Item")
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -24,16 +23,10 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """
     # a link is written through, not replaced by a file
     target = Path(os.path.realpath(path))
-    temporary: str | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(target)
+        with replace_file(target) as file:
+            file.write(text.encode("utf-8"))
     except OSError as error:
         raise DataError(
             f"{path} cannot be written: {error}. Make room or choose another folder, then try again."
@@ -43,9 +36,6 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         raise DataError(
             f"{path} cannot be written: {bad!r} is not UTF-8 text. Rename the file, or change the value."
         ) from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def read_text(path: str | os.PathLike[str], kind: str) -> str:
@@ -69,11 +59,6 @@ def read_text(path: str | os.PathLike[str], kind: str) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}:{line}: not UTF-8 text ({error.reason}). Convert the {kind} to UTF-8.") from error
-
-
-def is_url(path: str) -> bool:
-    """Whether a media path is a URL ("scheme://..."), which is passed on untouched."""
-    return _URL.match(path) is not None
 
 
 def resolve_media(path: str, folder: Path) -> str:

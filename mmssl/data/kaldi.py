@@ -16,8 +16,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from decimal import Context, Decimal, InvalidOperation
 from pathlib import Path
 
-from mmssl.data.files import is_url, read_text, resolve_media, some, write_text
+from mmssl.data.files import read_text, resolve_media, some, write_text
 from mmssl.errors import DataError, did_you_mean
+from mmssl.files import is_url
 from mmssl.types import Clip
 
 # Kaldi's own utt2* files, which are no labels

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmssl.data.files import is_url, some
+from mmssl.data.files import some
 from mmssl.data.manifest import MEDIA_FIELDS
 from mmssl.errors import MmsslError, did_you_mean
+from mmssl.files import is_url
 from mmssl.types import Clip
 
 # as mmssl.media.audio: a segment may pass the end of its file by this many seconds

@@ -42,7 +42,7 @@ class FeatureDataset(Dataset[tuple[Layers, Any]]):
         missing = [clip_id for clip_id in clip_ids if clip_id not in store]
         if missing:
             raise DataError(
-                f"{len(missing)} of {len(clip_ids)} clips are not in {store.folder}, for example {missing[0]!r}: "
+                f"{len(missing)} of {len(clip_ids)} clips are not in {store.location}, for example {missing[0]!r}: "
                 f"extract them, or leave out what the extraction skipped."
             )
         self.store, self.clip_ids, self.targets = store, list(clip_ids), targets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,10 +16,11 @@ from mmssl.features.forward import forward_clips
 from mmssl.features.long_audio import Chunks, encode_long
 from mmssl.features.plan import FAULTS, Item, fault
 from mmssl.lengths import samples_to_seconds
-from mmssl.types import UpstreamSpec
+from mmssl.types import Clip, UpstreamSpec
 
 if TYPE_CHECKING:
     from mmssl.features.writer import EncodedClip, StoreWriter
+    from mmssl.media.streaming import AudioStream
     from mmssl.upstreams.base import Upstream
 
 Report = Callable[[dict[str, Any]], None]
@@ -56,12 +58,12 @@ def run_buckets(
     # what is cut may be of any length
     spec = upstream.spec if chunks is None else dataclasses.replace(upstream.spec, max_length=None)
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
-        ahead: deque[tuple[Sequence[Item], list[Future[Tensor]]]] = deque()
+        ahead: deque[tuple[Sequence[Item], list[Future[Tensor | AudioStream]]]] = deque()
         remaining = iter(buckets)
         try:
             while True:
                 while len(ahead) <= _BUCKETS_AHEAD and (bucket := next(remaining, None)) is not None:
-                    ahead.append((bucket, [pool.submit(load_waveform, item, spec) for item in bucket]))
+                    ahead.append((bucket, [pool.submit(_load, item, spec, chunks) for item in bucket]))
                 if not ahead:
                     return
                 bucket, futures = ahead.popleft()
@@ -78,12 +80,40 @@ def load_waveform(item: Item, spec: UpstreamSpec) -> Tensor:
     """
     from mmssl.media.audio import load_audio
 
-    clip, rate = item.clip, spec.sample_rate
+    clip = item.clip
     try:
-        waveform, rate = load_audio(str(clip.audio), sample_rate=rate, start=clip.start, duration=clip.duration)
+        waveform, rate = load_audio(
+            str(clip.audio), sample_rate=spec.sample_rate, start=clip.start, duration=clip.duration
+        )
     except OSError as error:
-        raise MediaError(f"The audio file {clip.audio} of the clip {clip.id!r} cannot be read: {error}.") from error
-    samples = len(waveform)
+        raise _unreadable(clip, error) from error
+    _check_length(clip, len(waveform), rate, spec)
+    return waveform
+
+
+def _load(item: Item, spec: UpstreamSpec, chunks: Chunks | None) -> Tensor | AudioStream:
+    """A clip's waveform; a stream of it where it will be cut into chunks."""
+    clip, rate = item.clip, spec.sample_rate
+    if chunks is None or rate is None or item.seconds * rate <= chunks.samples:
+        return load_waveform(item, spec)
+    from mmssl.media.streaming import AudioStream
+
+    try:
+        stream = AudioStream(str(clip.audio), sample_rate=rate, start=clip.start, duration=clip.duration)
+    except OSError as error:
+        raise _unreadable(clip, error) from error
+    if stream.num_samples > chunks.samples:
+        return stream
+    # by a rounding of its length
+    with stream:
+        return stream.read(0, stream.num_samples)
+
+
+def _unreadable(clip: Clip, error: OSError) -> MediaError:
+    return MediaError(f"The audio file {clip.audio} of the clip {clip.id!r} cannot be read: {error}.")
+
+
+def _check_length(clip: Clip, samples: int, rate: int, spec: UpstreamSpec) -> None:
     if samples < spec.min_length or (spec.max_length is not None and samples > spec.max_length):
         short = samples < spec.min_length
         limit = f"least {spec.min_length}" if short else f"most {spec.max_length}"
@@ -92,20 +122,19 @@ def load_waveform(item: Item, spec: UpstreamSpec) -> Tensor:
             f"({samples_to_seconds(samples, rate):.4f} s); the upstream takes at {limit}: "
             f"{'leave it out (on_error=skip lists it) or lengthen it' if short else 'cut it into shorter segments'}."
         )
-    return waveform
 
 
 def _run_bucket(
     upstream: Upstream,
     bucket: Sequence[Item],
-    futures: Sequence[Future[Tensor]],
+    futures: Sequence[Future[Tensor | AudioStream]],
     writer: StoreWriter,
     report: Report,
     on_error: str,
     chunks: Chunks | None,
 ) -> None:
     items: list[Item] = []
-    waveforms: list[Tensor] = []
+    waveforms: list[Tensor | AudioStream] = []
     for item, future in zip(bucket, futures, strict=True):
         try:
             waveforms.append(future.result())
@@ -114,27 +143,39 @@ def _run_bucket(
             _skip(item, error, on_error, report)
     if not items:
         return
-    short = [number for number, w in enumerate(waveforms) if chunks is None or len(w) <= chunks.samples]
-    found = dict(zip(short, forward_clips(upstream, [waveforms[n] for n in short]), strict=True)) if short else {}
+    whole = {
+        number: waveform
+        for number, waveform in enumerate(waveforms)
+        if isinstance(waveform, Tensor) and (chunks is None or len(waveform) <= chunks.samples)
+    }
+    found = dict(zip(whole, forward_clips(upstream, list(whole.values())), strict=True)) if whole else {}
     encoded: list[EncodedClip] = []
     seconds = 0.0
-    for number, item in enumerate(items):
+    for number, (item, waveform) in enumerate(zip(items, waveforms, strict=True)):
         try:
             if number in found:
                 clip = writer.encode(item.clip.id, found[number], input_key=item.input_key)
             else:
                 assert chunks is not None
-                store = writer.store
-                parts = encode_long(
-                    upstream, waveforms[number], chunks, item.clip.id, store.fingerprint.fields, store.folder
-                )
-                clip = writer.seal(item.clip.id, *parts, input_key=item.input_key)
+                clip = _encode_long(upstream, item, waveform, chunks, writer)
             encoded.append(clip)
             seconds += item.seconds
         except FAULTS as error:
             _skip(item, error, on_error, report)
     writer.put(encoded)
     report({"event": "done", "clips": len(encoded), "seconds": seconds})
+
+
+def _encode_long(
+    upstream: Upstream, item: Item, waveform: Tensor | AudioStream, chunks: Chunks, writer: StoreWriter
+) -> EncodedClip:
+    store = writer.store
+    with contextlib.nullcontext() if isinstance(waveform, Tensor) else waveform:
+        try:
+            parts = encode_long(upstream, waveform, chunks, item.clip.id, store.fingerprint.fields, store.folder)
+        except OSError as error:
+            raise _unreadable(item.clip, error) from error
+    return writer.seal(item.clip.id, *parts, input_key=item.input_key)
 
 
 def _skip(item: Item, error: MediaError | InputError, on_error: str, report: Report) -> None:

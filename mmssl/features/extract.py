@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,12 @@ from mmssl.errors import ConfigError, MediaError
 from mmssl.features.engine import Report, load_waveform, run_buckets
 from mmssl.features.fingerprint import make_fingerprint
 from mmssl.features.forward import forward_clips
-from mmssl.features.header import write_notes
+from mmssl.features.header import HEADER, write_notes
 from mmssl.features.jobs import check_can_be_built_elsewhere, run_jobs
 from mmssl.features.locks import FolderLock
-from mmssl.features.long_audio import make_chunks
+from mmssl.features.long_audio import Chunks, make_chunks
 from mmssl.features.maintain import sweep
-from mmssl.features.plan import FAULTS, Item, Skipped, check_clips, make_plan
+from mmssl.features.plan import FAULTS, Item, Plan, Skipped, check_clips, make_plan
 from mmssl.features.precision import check_precision, compare, with_precision
 from mmssl.features.progress import Progress, duration
 from mmssl.features.store import FeatureStore
@@ -39,7 +39,7 @@ class ExtractSummary:
     """What an extraction did.
 
     Attributes:
-        folder: of the store.
+        folder: of the store, or its URL.
         fingerprint: digest of the store's fingerprint.
         done: number of clips computed.
         reused: number of clips that were in the store already.
@@ -49,7 +49,7 @@ class ExtractSummary:
         precision_error: what another arithmetic than float32 changes, as it was measured; empty for float32.
     """
 
-    folder: Path
+    folder: Path | str
     fingerprint: str
     done: int
     reused: int
@@ -70,51 +70,15 @@ class ExtractSummary:
         return f"{text}; {hours:.3f} h of audio in {duration(self.wall_seconds)} ({speed:.1f}x real time)."
 
 
-def extract(
-    upstream: Upstream | str,
-    clips: Sequence[Clip] | str | Path,
-    folder: str | Path,
-    *,
-    upstream_kwargs: Mapping[str, Any] | None = None,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
-    frames: bool = True,
-    pooled: Sequence[str] = ("mean", "std"),
-    layers: Sequence[int] | None = None,
-    dtype: str = "float32",
-    stride: int = 1,
-    precision: str = "fp32",
-    int8: bool = False,
-    chunk_seconds: float | None = None,
-    chunk_overlap: float = 2.0,
-    on_error: str = "raise",
-    max_seconds: float | None = None,
-    batch_seconds: float = 32.0,
-    shard_seconds: float = 60.0,
-    jobs: int = 1,
-    num_workers: int = 2,
-    rank: int = 0,
-    world_size: int = 1,
-    progress: bool = True,
-) -> ExtractSummary:
-    """Compute features of clips into a feature store; what is there already is not computed again.
+@dataclass(frozen=True, kw_only=True)
+class ExtractOptions:
+    """How and where features are computed; what is kept of them are arguments of `extract`.
 
-    The features do not depend on `batch_seconds`, `jobs`, `num_workers`, `world_size` or the order of the clips. A
-    process that is killed loses the clips of its unfinished shard; the same call again goes on from there.
+    Only `precision`, `int8` and, for upstreams that see a whole clip, `chunk_seconds` and `chunk_overlap` change
+    features, and they are part of the store's fingerprint.
 
     Args:
-        upstream: a name, dotted path or .py file, as `mmssl.load_upstream` takes it; or a built upstream (jobs=1).
-        clips: with audio, or the path of a manifest.
-        folder: of the store; made where it does not exist.
-        upstream_kwargs: for the upstream's constructor, where it is built here.
-        seed: for weights that are drawn.
         device: to compute on, where the upstream is built here.
-        frames: keep all frames.
-        pooled: statistics over time to keep per layer: "mean", "std" (population), "max"; always float32.
-        layers: numbers of the layers to keep, negative ones from the end; None keeps all.
-        dtype: of the frames in the store: "float32" is exact, "float16" halves the size and rounds to 11 bits
-            (relative error at most 2^-11 between 6e-5 and 65,504).
-        stride: keep every `stride`-th frame only; pooled statistics are over all frames.
         precision: to compute in, "fp32", "bf16" or "fp16" (a GPU's fast types; slow on most CPUs).
         int8: run linear layers on 8-bit integers with a scale per row: faster on CPUs, and the same in any batch.
             What it and `precision` change is measured on some clips, and noted in the store's header.
@@ -122,8 +86,6 @@ def extract(
             Upstreams whose frames see a known stretch (spectral ones) are always cut, and exactly; others see nothing
             beyond a chunk and its overlap, so that the choice changes features and is part of the fingerprint.
         chunk_overlap: seconds that a chunk sees beyond both of its ends; frames there are not kept.
-        on_error: a clip that cannot be read or is too short or long for the upstream: "raise" stops, "skip" leaves it
-            out and lists it. Nothing is ever put in its place.
         max_seconds: a longer clip counts as one that cannot be read; None for no limit.
         batch_seconds: of audio in a batch, padding included; a longer clip makes a batch alone.
         shard_seconds: a shard is written at least so often, in s of wall time: the work that a kill can cost.
@@ -132,6 +94,65 @@ def extract(
         num_workers: threads per process that decode and resample.
         rank, world_size: share of this call when several calls (torchrun, an array of jobs) fill one folder.
         progress: show a bar, or lines where standard error is no terminal.
+    """
+
+    device: str | torch.device = "cpu"
+    precision: str = "fp32"
+    int8: bool = False
+    chunk_seconds: float | None = None
+    chunk_overlap: float = 2.0
+    max_seconds: float | None = None
+    batch_seconds: float = 32.0
+    shard_seconds: float = 60.0
+    jobs: int = 1
+    num_workers: int = 2
+    rank: int = 0
+    world_size: int = 1
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.batch_seconds <= 0 or self.jobs < 1:
+            given = f"{self.batch_seconds} and {self.jobs}"
+            raise ConfigError(f"batch_seconds must be > 0 and jobs >= 1, got {given}.")
+        if not 0 <= self.rank < self.world_size:
+            raise ConfigError(f"rank must be from 0 to world_size - 1, got rank {self.rank} of {self.world_size}.")
+
+
+def extract(
+    upstream: Upstream | str,
+    clips: Sequence[Clip] | str | Path,
+    folder: str | Path,
+    *,
+    upstream_kwargs: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    layers: Sequence[int] | None = None,
+    frames: bool = True,
+    pooled: Sequence[str] = ("mean", "std"),
+    dtype: str = "float32",
+    stride: int = 1,
+    on_error: str = "raise",
+    options: ExtractOptions | None = None,
+) -> ExtractSummary:
+    """Compute features of clips into a feature store; what is there already is not computed again.
+
+    The features do not depend on batches, jobs, workers, ranks or the order of the clips. A process that is killed
+    loses the clips of its unfinished shard; the same call again goes on from there.
+
+    Args:
+        upstream: a name, dotted path or .py file, as `mmssl.load_upstream` takes it; or a built upstream (jobs=1).
+        clips: with audio (a path, or a URL that fsspec knows), or the path of a manifest.
+        folder: of the store, or a URL that fsspec knows; made where it does not exist.
+        upstream_kwargs: for the upstream's constructor, where it is built here.
+        seed: for weights that are drawn.
+        layers: numbers of the layers to keep, negative ones from the end; None keeps all.
+        frames: keep all frames.
+        pooled: statistics over time to keep per layer: "mean", "std" (population), "max"; always float32.
+        dtype: of the frames in the store: "float32" is exact, "float16" halves the size and rounds to 11 bits
+            (relative error at most 2^-11 between 6e-5 and 65,504).
+        stride: keep every `stride`-th frame only; pooled statistics are over all frames.
+        on_error: a clip that cannot be read or is too short or long for the upstream: "raise" stops, "skip" leaves it
+            out and lists it. Nothing is ever put in its place.
+        options: how to compute; None for the defaults.
 
     Raises:
         ConfigError: an argument is wrong.
@@ -140,74 +161,76 @@ def extract(
         StoreError: the folder belongs to another configuration, is in use, or cannot be written; a worker died.
     """
     started = time.monotonic()
-    _check_arguments(on_error, batch_seconds, jobs, rank, world_size)
+    how = options or ExtractOptions()
+    if on_error not in ("raise", "skip"):
+        raise ConfigError(f'on_error must be "raise" or "skip", got {on_error!r}.')
     clips = _read_clips(clips)
     kwargs = dict(upstream_kwargs or {})
-    if jobs > 1:
+    if how.jobs > 1:
         check_can_be_built_elsewhere(upstream, kwargs)
-    built, fingerprint_kwargs = _build(upstream, kwargs, seed, device)
+    built, fingerprint_kwargs = _build(upstream, kwargs, seed, how.device)
     if "waveforms" not in built.spec.inputs:
         raise ConfigError(f"Extraction reads audio, and {type(built).__name__} takes {', '.join(built.spec.inputs)}.")
     outputs: dict[str, Any] = {"frames": frames, "pooled": list(pooled), "dtype": dtype}
     outputs |= {"layers": None if layers is None else list(layers), "stride": stride}
-    outputs |= check_precision(precision, int8)
-    chunks = make_chunks(built, chunk_seconds, chunk_overlap, stride)
+    outputs |= check_precision(how.precision, how.int8)
+    chunks = make_chunks(built, how.chunk_seconds, how.chunk_overlap, stride)
     if chunks is not None and not chunks.exact:
-        outputs |= {"chunk_seconds": chunk_seconds, "chunk_overlap": chunk_overlap}
+        outputs |= {"chunk_seconds": how.chunk_seconds, "chunk_overlap": how.chunk_overlap}
     fingerprint = make_fingerprint(built, kwargs=fingerprint_kwargs, **outputs)
     store = FeatureStore.create(folder, fingerprint)
+    # what a worker needs to do the same
+    task: dict[str, Any] = {"upstream": upstream, "kwargs": kwargs, "seed": seed, "outputs": outputs}
+    task |= {"on_error": on_error, "chunks": None if chunks is None else asdict(chunks)}
     # a single run excludes all others; ranks of one run let each other in
-    with FolderLock(store.folder, "run", shared=world_size > 1):
-        sweep(store.folder)
-        store.refresh()
-        plan = make_plan(
-            clips,
-            store,
-            batch_seconds=batch_seconds,
-            rank=rank,
-            world_size=world_size,
-            on_error=on_error,
-            max_seconds=max_seconds,
-            num_workers=num_workers,
-        )
-        running = with_precision(built, precision, int8)
-        if running is not built and plan.buckets and rank == 0:
-            _note_error(store, built, running, plan.buckets)
-        with Progress(plan.num_clips, plan.seconds, show=progress and bool(plan.buckets)) as bar:
-            report = _reporter(bar, plan.skipped)
-            shares = _shares(plan.buckets, jobs, rank, world_size)
-            if len(shares) == 1:
-                name, buckets = shares[0]
-                with store.writer(name, max_seconds=shard_seconds, wait=10.0) as writer:
-                    options: dict[str, Any] = {"on_error": on_error, "num_workers": num_workers, "chunks": chunks}
-                    run_buckets(running, buckets, writer, report, **options)
-            elif shares:
-                # the workers build their own
-                del built, running
-                task: dict[str, Any] = {
-                    "upstream": upstream,
-                    "kwargs": kwargs,
-                    "seed": seed,
-                    "device": str(device),
-                    "outputs": outputs,
-                }
-                task |= {"folder": str(store.folder.absolute()), "on_error": on_error}
-                task |= {"precision": precision, "int8": int8, "chunks": None if chunks is None else asdict(chunks)}
-                run_jobs({**task, "num_workers": num_workers, "shard_seconds": shard_seconds}, shares, report)
-    summary = ExtractSummary(
-        store.folder,
-        fingerprint.digest,
-        bar.done,
-        plan.reused,
-        plan.skipped,
-        bar.done_seconds,
-        time.monotonic() - started,
-        str(store.notes.get("precision_error", "")),
-    )
-    if world_size == 1 and len(plan.skipped) == len(clips):
+    with FolderLock(store.lock_folder, "run", shared=how.world_size > 1):
+        sweep(store)
+        plan, done, seconds = _run(store, clips, built, task, how)
+    if how.world_size == 1 and len(plan.skipped) == len(clips):
         first = plan.skipped[0]
         raise MediaError(f"None of the {len(clips)} clips could be used. The first, {first.id!r}: {first.reason}")
-    return summary
+    error = str(store.notes.get("precision_error", ""))
+    wall = time.monotonic() - started
+    return ExtractSummary(store.location, fingerprint.digest, done, plan.reused, plan.skipped, seconds, wall, error)
+
+
+def _run(
+    store: FeatureStore, clips: Sequence[Clip], exact: Upstream, task: dict[str, Any], how: ExtractOptions
+) -> tuple[Plan, int, float]:
+    """Plan and compute; the plan with all skipped clips, and the number and the seconds of the clips done."""
+    store.refresh()
+    on_error = task["on_error"]
+    plan = make_plan(
+        clips,
+        store,
+        batch_seconds=how.batch_seconds,
+        rank=how.rank,
+        world_size=how.world_size,
+        on_error=on_error,
+        max_seconds=how.max_seconds,
+        num_workers=how.num_workers,
+    )
+    running = with_precision(exact, how.precision, how.int8)
+    if running is not exact and plan.buckets and how.rank == 0:
+        _note_error(store, exact, running, plan.buckets)
+    with Progress(plan.num_clips, plan.seconds, show=how.progress and bool(plan.buckets)) as bar:
+        report = _reporter(bar, plan.skipped)
+        shares = _shares(plan.buckets, how.jobs, how.rank, how.world_size)
+        if len(shares) == 1:
+            name, buckets = shares[0]
+            chunks = None if task["chunks"] is None else Chunks(**task["chunks"])
+            with store.writer(name, max_seconds=how.shard_seconds, wait=10.0) as writer:
+                run_buckets(
+                    running, buckets, writer, report, on_error=on_error, num_workers=how.num_workers, chunks=chunks
+                )
+        elif shares:
+            # the workers build their own
+            del exact, running
+            task |= {"folder": store.address, "device": str(how.device)}
+            task |= {"precision": how.precision, "int8": how.int8}
+            task |= {"num_workers": how.num_workers, "shard_seconds": how.shard_seconds}
+            run_jobs(task, shares, report)
+    return plan, bar.done, bar.done_seconds
 
 
 def _read_clips(clips: Sequence[Clip] | str | Path) -> list[Clip]:
@@ -217,15 +240,6 @@ def _read_clips(clips: Sequence[Clip] | str | Path) -> list[Clip]:
         clips = read_manifest(clips)
     check_clips(clips)
     return list(clips)
-
-
-def _check_arguments(on_error: str, batch_seconds: float, jobs: int, rank: int, world_size: int) -> None:
-    if on_error not in ("raise", "skip"):
-        raise ConfigError(f'on_error must be "raise" or "skip", got {on_error!r}.')
-    if batch_seconds <= 0 or jobs < 1:
-        raise ConfigError(f"batch_seconds must be > 0 and jobs >= 1, got {batch_seconds} and {jobs}.")
-    if not 0 <= rank < world_size:
-        raise ConfigError(f"rank must be from 0 to world_size - 1, got rank {rank} of {world_size}.")
 
 
 def _build(
@@ -247,7 +261,11 @@ def _note_error(store: FeatureStore, exact: Upstream, running: Upstream, buckets
     """Measure what another arithmetic changes on a few clips, and note it in the store, if nobody has yet."""
     if "precision_error" in store.notes:
         return
-    items = [bucket[-1] for bucket in buckets if bucket[-1].seconds <= _ERROR_SECONDS] or [buckets[-1][-1]]
+    items = [bucket[-1] for bucket in buckets if bucket[-1].seconds <= _ERROR_SECONDS]
+    if not items:
+        # the beginning of a long clip does as well
+        shortest = buckets[-1][-1]
+        items = [replace(shortest, clip=replace(shortest.clip, duration=_ERROR_SECONDS), seconds=_ERROR_SECONDS)]
     waveforms = []
     for item in items[:: -(-len(items) // _ERROR_CLIPS)]:
         # the run itself says what is wrong with a clip
@@ -257,6 +275,7 @@ def _note_error(store: FeatureStore, exact: Upstream, running: Upstream, buckets
         found = compare(forward_clips(exact, waveforms), forward_clips(running, waveforms))
         store.notes["precision_error"] = str(found)
         write_notes(store.folder, store.notes)
+        store.publish(HEADER)
 
 
 def _shares(buckets: list[list[Item]], jobs: int, rank: int, world_size: int) -> list[tuple[str, list[list[Item]]]]:

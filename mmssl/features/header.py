@@ -15,30 +15,36 @@ from mmssl.features.shards import explain_write_errors, write_atomically
 HEADER = "store.json"
 
 
-def read_header(folder: Path) -> tuple[Fingerprint, dict[str, Any]]:
+def read_header(folder: Path, location: Path | str | None = None) -> tuple[Fingerprint, dict[str, Any]]:
     """Fingerprint and notes of a store.
+
+    Args:
+        folder: that holds the header.
+        location: of the store in messages, where that is another.
 
     Raises:
         StoreError: there is no header, it is damaged, or it is of another layout.
     """
-    path = folder / HEADER
+    path, name = folder / HEADER, folder if location is None else location
     try:
         header = json.loads(path.read_text())
         schema, fields = header["schema"], header["fingerprint"]
     except FileNotFoundError:
         raise StoreError(
-            f"{folder} is no feature store: it has no {HEADER}. `mmssl extract` makes one; or check the path."
+            f"{name} is no feature store: it has no {HEADER}. `mmssl extract` makes one; or check the path."
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path} is damaged: {error!r}. Extract again into another folder.") from error
+        raise StoreError(f"{name}/{HEADER} is damaged: {error!r}. Extract again into another folder.") from error
     if schema != SCHEMA:
         raise StoreError(
-            f"{folder} was written in layout {schema} (mmssl {header.get('mmssl', 'unknown')}), this mmssl reads "
+            f"{name} was written in layout {schema} (mmssl {header.get('mmssl', 'unknown')}), this mmssl reads "
             f"layout {SCHEMA}. Read it with that version, or extract again into another folder."
         )
     fingerprint = Fingerprint(fields)
     if fingerprint.digest != header.get("digest"):
-        raise StoreError(f"{path} is damaged: its digest does not fit its fields. Extract again into another folder.")
+        raise StoreError(
+            f"{name}/{HEADER} is damaged: its digest does not fit its fields. Extract again into another folder."
+        )
     return fingerprint, dict(header.get("notes", {}))
 
 

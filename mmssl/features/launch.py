@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmssl.errors import ConfigError, MmsslError
+from mmssl.files import is_url
 
 _LINES = 8
 
@@ -22,7 +23,8 @@ def launch(
 
     Args:
         words: arguments of `mmssl extract` without rank and world size.
-        folder: of the store; logs go to a folder beside it, its name with ".jobs" added.
+        folder: of the store; logs go to a folder beside it, its name with ".jobs" added; for a URL, to one in
+            the current folder.
         world_size: number of ranks.
         launcher: "local" (processes of this machine) or "slurm".
         options: of submitit's executor, such as slurm_partition, gpus_per_node, timeout_min.
@@ -40,7 +42,8 @@ def launch(
         import submitit
     except ImportError as error:
         raise ConfigError("Launching jobs needs the package submitit: pip install submitit.") from error
-    logs = Path(f"{folder}.jobs")
+    # beside a folder; of a URL, here under its last name
+    logs = Path(f"{Path(folder).name if is_url(folder) else folder}.jobs")
     try:
         executor = submitit.AutoExecutor(folder=logs, cluster=launcher)
         executor.update_parameters(**{"name": "mmssl-extract", "timeout_min": 24 * 60, **options})

@@ -21,6 +21,7 @@ from mmssl.features.writer import encode_clip
 from mmssl.types import Layers, Representation
 
 if TYPE_CHECKING:
+    from mmssl.media.streaming import AudioStream
     from mmssl.upstreams.base import Upstream
 
 _EXACT_SECONDS = 60.0
@@ -79,17 +80,26 @@ def make_chunks(upstream: Upstream, seconds: float | None, overlap: float, strid
     return Chunks(steps, reach, unit, exact=context is not None)
 
 
-def forward_chunks(upstream: Upstream, waveform: Tensor, chunks: Chunks) -> Iterator[Representation]:
-    """Representations of the successive chunks of a clip (T,), overlaps cut off: laid end to end, those of the clip."""
-    spec, frames = upstream.spec, _time_steps(upstream, len(waveform))
+def forward_chunks(upstream: Upstream, waveform: Tensor | AudioStream, chunks: Chunks) -> Iterator[Representation]:
+    """Representations of the successive chunks of a clip, overlaps cut off: laid end to end, those of the clip.
+
+    Args:
+        upstream: of waveforms.
+        waveform: (T,), or a stream, of which one chunk at a time is in memory.
+        chunks: how to cut it.
+    """
+    total = _samples(waveform)
+    spec, frames = upstream.spec, _time_steps(upstream, total)
     per_step = {(s, k): chunks.unit // spec.streams[s].hop_lengths[k] for s, k in frames}
     # every layer has a frame in the last chunk, which goes on to the end
     count = max(1, min(-(-n // (per_step[key] * chunks.step)) for key, n in frames.items()))
     for number in range(count):
         first, last = number * chunks.step, (number + 1) * chunks.step
         begin = max(0, first - chunks.overlap)
-        end = len(waveform) if number == count - 1 else (last + chunks.overlap) * chunks.unit + spec.min_length
-        found = forward_clips(upstream, [waveform[begin * chunks.unit : end]])[0]
+        end = total if number == count - 1 else (last + chunks.overlap) * chunks.unit + spec.min_length
+        begin_sample = begin * chunks.unit
+        window = waveform[begin_sample:end] if isinstance(waveform, Tensor) else waveform.read(begin_sample, end)
+        found = forward_clips(upstream, [window])[0]
         piece = {}
         for stream, layers in found.items():
             kept = []
@@ -102,7 +112,12 @@ def forward_chunks(upstream: Upstream, waveform: Tensor, chunks: Chunks) -> Iter
 
 
 def encode_long(
-    upstream: Upstream, waveform: Tensor, chunks: Chunks, clip_id: str, fields: Mapping[str, Any], folder: Path
+    upstream: Upstream,
+    waveform: Tensor | AudioStream,
+    chunks: Chunks,
+    clip_id: str,
+    fields: Mapping[str, Any],
+    folder: Path,
 ) -> tuple[dict[str, np.ndarray], dict[str, int | list[int]]]:
     """What `writer.encode_clip` gives for the whole clip, computed chunk by chunk.
 
@@ -110,7 +125,7 @@ def encode_long(
 
     Args:
         upstream: of waveforms.
-        waveform: (T,).
+        waveform: (T,), or a stream.
         chunks: how to cut it.
         clip_id: of the clip.
         fields: of the store's fingerprint.
@@ -123,7 +138,7 @@ def encode_long(
     arrays: dict[str, np.ndarray] = {}
     filled: dict[str, int] = {}
     moments: dict[str, list[Moments]] = {}
-    stride, steps = fields.get("stride", 1), _time_steps(upstream, len(waveform))
+    stride, steps = fields.get("stride", 1), _time_steps(upstream, _samples(waveform))
     for piece in forward_chunks(upstream, waveform, chunks):
         for stream, declared in fields["streams"].items():
             kept = [piece[stream].hidden_states[k] for k in declared["layers"]]
@@ -190,6 +205,10 @@ class Moments:
         if not bool(value.isfinite().all()):
             raise InputError(f"A feature of the clip {clip_id!r} is NaN or infinite.")
         return value.float().cpu().numpy()
+
+
+def _samples(waveform: Tensor | AudioStream) -> int:
+    return len(waveform) if isinstance(waveform, Tensor) else waveform.num_samples
 
 
 def _time_steps(upstream: Upstream, samples: int) -> dict[tuple[str, int], int]:

@@ -44,19 +44,21 @@ def verify(store: FeatureStore) -> VerifyReport:
     for part in store.parts.values():
         live = [entry for entry in part.entries if store.entry(entry.id) is entry]
         report.checked += len(live)
-        path = store.folder / part.shard
         try:
+            path = store.fetch(part.shard, fresh=True)
             size, crc = file_crc(path)
         except OSError as error:
-            report.damaged |= {entry.id: f"{part.shard} cannot be read: {error.strerror}" for entry in live}
+            report.damaged |= {entry.id: f"{part.shard} cannot be read: {error.strerror or error}" for entry in live}
             continue
         if (size, crc) == (part.size, part.crc32):
+            store.forget(part.shard)
             continue
         whole = f"{part.shard} has {size} bytes instead of {part.size}" if size != part.size else ""
         found = {entry.id: whole or _entry_fault(path, entry) for entry in live}
         damaged = {clip_id: reason for clip_id, reason in found.items() if reason}
         # the fault lies outside of all tensors that are in use: in the header, or in a superseded clip
         report.damaged |= damaged or dict.fromkeys(found, f"{part.shard} has another checksum than when written")
+        store.forget(part.shard)
     return report
 
 
@@ -69,22 +71,26 @@ def remove(store: FeatureStore, clip_ids: Collection[str]) -> None:
         StoreError: another process is writing into the folder.
     """
     gone = set(clip_ids)
-    with FolderLock(store.folder, "run"), explain_write_errors(store.folder):
+    with FolderLock(store.lock_folder, "run"), explain_write_errors(store.folder):
         store.refresh()
         for name in store.damaged_parts:
-            _delete(store.folder / name)
+            store.delete(name)
         for name, part in list(store.parts.items()):
             kept = [entry for entry in part.entries if entry.id not in gone]
             if len(kept) == len(part.entries):
                 continue
             if kept:
-                path = store.folder / part.shard
-                # what is kept is whole: from now on the file is right as it is, with the damage nobody looks at
-                whole = path.exists() and not any(_entry_fault(path, entry) for entry in kept)
-                size, crc = file_crc(path) if whole else (part.size, part.crc32)
+                size, crc = part.size, part.crc32
+                with contextlib.suppress(FileNotFoundError):
+                    path = store.fetch(part.shard)
+                    # what is kept is whole: from now on the file is right as it is, with the damage nobody looks at
+                    if not any(_entry_fault(path, entry) for entry in kept):
+                        size, crc = file_crc(path)
                 write_part(store.folder / name, size, crc, kept)
+                store.publish(name)
+                store.forget(part.shard)
             else:
-                _delete(store.folder / name)
+                store.delete(name)
             del store.parts[name]
         store.refresh()
 
@@ -92,25 +98,33 @@ def remove(store: FeatureStore, clip_ids: Collection[str]) -> None:
 def gc(store: FeatureStore) -> int:
     """Delete shards in which every clip is superseded, and what dead runs left.
 
+    Behind a URL only runs of this machine are locked out: nobody else must write meanwhile.
+
     Returns:
         Bytes set free.
 
     Raises:
         StoreError: another process is writing into the folder.
     """
-    with FolderLock(store.folder, "run"), explain_write_errors(store.folder):
-        before = _size(store.folder)
-        sweep(store.folder)
+    with FolderLock(store.lock_folder, "run"), explain_write_errors(store.folder):
+        before = _size(store)
+        sweep(store)
         store.refresh()
         for name, part in store.parts.items():
             if all(store.entry(entry.id) is not entry for entry in part.entries):
-                _delete(store.folder / name)
+                store.delete(name)
+        if store.remote is not None:
+            # shards of which a dead run has not uploaded the index part
+            names = set(store.remote.names())
+            for name in names:
+                if name.endswith(".safetensors") and f"{name.removesuffix('.safetensors')}.jsonl" not in names:
+                    store.remote.delete(name)
         store.refresh()
-        return before - _size(store.folder)
+        return before - _size(store)
 
 
 def merge(sources: Sequence[FeatureStore], folder: str | Path) -> FeatureStore:
-    """Put stores of one fingerprint together in one folder; of a clip that several hold, the latest entry counts.
+    """Put stores of one fingerprint together in one folder or behind one URL; of a clip's entries the latest counts.
 
     Shards are linked where the file system can, and copied elsewhere; the sources stay as they are.
 
@@ -127,18 +141,27 @@ def merge(sources: Sequence[FeatureStore], folder: str | Path) -> FeatureStore:
         differences = sources[0].fingerprint.differences(source.fingerprint)
         if differences:
             listed = "\n  ".join(differences)
-            raise StoreError(f"{source.folder} holds other features than {sources[0].folder}:\n  {listed}")
-        if source.damaged_parts or source.folder.resolve() == target.folder.resolve():
-            raise StoreError(f"{source.folder} is damaged or is the target: verify it, or name another folder.")
-    with FolderLock(target.folder, "run"), FolderLock(target.folder, "merge"), explain_write_errors(target.folder):
+            raise StoreError(f"{source.location} holds other features than {sources[0].location}:\n  {listed}")
+        if (
+            source.damaged_parts
+            or source.address == target.address
+            or source.folder.resolve() == target.folder.resolve()
+        ):
+            raise StoreError(f"{source.location} is damaged or is the target: verify it, or name another folder.")
+    lock = target.lock_folder
+    with FolderLock(lock, "run"), FolderLock(lock, "merge"), explain_write_errors(target.folder):
         number = remove_leftovers(target.folder, "merge")
         for source in sources:
             for part in source.parts.values():
                 number += 1
                 shard = target.folder / f"shard-merge-{number:06d}.safetensors"
-                _link(source.folder / part.shard, shard)
+                _link(source.fetch(part.shard), shard)
+                source.forget(part.shard)
+                target.publish(shard.name)
                 entries = [dataclasses.replace(entry, shard=shard.name) for entry in part.entries]
                 write_part(shard.with_suffix(".jsonl"), part.size, part.crc32, entries)
+                target.publish(f"{shard.stem}.jsonl")
+                target.forget(shard.name)
     target.refresh()
     return target
 
@@ -154,9 +177,12 @@ def _link(source: Path, target: Path) -> None:
         temporary.replace(target)
 
 
-def sweep(folder: Path) -> None:
+def sweep(store: FeatureStore) -> None:
     """Delete unfinished files of writers that are no longer alive; needs the lock "run"."""
-    names = set()
+    folder, names = store.folder, set()
+    if store.remote is not None:
+        # only this process writes into its working copy
+        return
     for path in folder.iterdir():
         match = re.fullmatch(r"(?:tmp|shard)-(.+)-\d+\.(?:safetensors|jsonl)", path.name)
         if match:
@@ -182,11 +208,7 @@ def _entry_fault(path: Path, entry: Entry) -> str:
     return "" if content_crc(tensors) == entry.crc32 else f"its bytes in {path.name} have changed"
 
 
-def _delete(part: Path) -> None:
-    # the index part first: a shard without one is not looked at
-    part.unlink(missing_ok=True)
-    part.with_suffix(".safetensors").unlink(missing_ok=True)
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+def _size(store: FeatureStore) -> int:
+    if store.remote is not None:
+        return store.remote.size()
+    return sum(path.stat().st_size for path in store.folder.iterdir() if path.is_file())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mmssl.errors import DataError, InputError, MediaError, MmsslError
 from mmssl.features.fingerprint import file_hash, input_key
+from mmssl.files import is_url
 from mmssl.types import Clip
 
 if TYPE_CHECKING:
@@ -171,10 +172,13 @@ class _KeyOf:
         self._hashes: dict[str, str] = {}
 
     def __call__(self, clip: Clip) -> str:
+        from mmssl.media.remote import local_file
+
         path = str(clip.audio)
         if path not in self._hashes:
             try:
-                self._hashes[path] = file_hash(path)
+                with local_file(path) as file:
+                    self._hashes[path] = file_hash(file)
             except OSError as error:
                 raise MediaError(f"The audio file {path} cannot be read: {error.strerror or error}.") from error
         return input_key(self._hashes[path], clip.start, clip.duration)
@@ -207,10 +211,10 @@ def _in_order(pool: ThreadPoolExecutor, work: Callable[[Clip], T], clips: Sequen
 
 def item_to_record(item: Item) -> dict[str, Any]:
     """Plain values of an item, for a worker process."""
-    clip = item.clip
+    clip, audio = item.clip, str(item.clip.audio)
     return {
         "id": clip.id,
-        "audio": str(Path(str(clip.audio)).absolute()),
+        "audio": audio if is_url(audio) else str(Path(audio).absolute()),
         "start": clip.start,
         "duration": clip.duration,
         "input_key": item.input_key,

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +22,12 @@ from typing import Any
 import numpy as np
 
 from mmssl.errors import StoreError
+from mmssl.files import replace_file, sync_folder
 
+# reversed, as zlib has it
+_POLYNOMIAL = 0xEDB88320
+# below this reading again is faster
+_WORTH_JOINING = 1 << 18
 _TYPES = {"float32": "F32", "float16": "F16"}
 _NO_SPACE = {
     errno.ENOSPC: "the disk is full",
@@ -80,7 +84,7 @@ def explain_write_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def write_atomically(path: Path, pieces: Sequence[bytes | memoryview], temporary: Path | None = None) -> int:
+def write_atomically(path: Path, pieces: Sequence[bytes | memoryview], temporary: Path | None = None) -> None:
     """Write a file so that it appears whole or not at all.
 
     Args:
@@ -88,35 +92,14 @@ def write_atomically(path: Path, pieces: Sequence[bytes | memoryview], temporary
         pieces: its content.
         temporary: name to write under, in the same folder.
 
-    Returns:
-        crc32 of the content.
+    Raises:
+        StoreError: the disk is full, or the folder cannot be written.
     """
-    temporary = temporary or path.with_name(f"tmp-{path.name}")
-    crc = 0
     with explain_write_errors(path.parent):
-        try:
-            with temporary.open("wb") as file:
-                for piece in pieces:
-                    file.write(piece)
-                    crc = zlib.crc32(piece, crc)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
+        with replace_file(path, temporary=temporary or path.with_name(f"tmp-{path.name}")) as file:
+            for piece in pieces:
+                file.write(piece)
         sync_folder(path.parent)
-    return crc
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder outlive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def tensor_bytes(array: np.ndarray) -> memoryview:
@@ -124,18 +107,56 @@ def tensor_bytes(array: np.ndarray) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def content_crc(tensors: Mapping[str, np.ndarray]) -> int:
-    """crc32 over name, type, shape and bytes of tensors in the order of their names."""
+def content_crc(tensors: Mapping[str, np.ndarray], crcs: Mapping[str, int] | None = None) -> int:
+    """crc32 over name, type, shape and bytes of tensors in the order of their names.
+
+    Args:
+        tensors: by name.
+        crcs: crc32 of the bytes of each, where they are known.
+    """
     crc = 0
     for name in sorted(tensors):
         array = tensors[name]
         crc = zlib.crc32(f"{name}:{array.dtype}:{array.shape}".encode(), crc)
-        crc = zlib.crc32(tensor_bytes(array), crc)
+        crc = append_crc(crc, tensor_bytes(array), None if crcs is None else crcs[name])
     return crc
 
 
-def shard_pieces(tensors: Mapping[str, np.ndarray]) -> list[bytes | memoryview]:
-    """Content of a safetensors file: length of the header, the header in JSON, then the tensors' bytes.
+def append_crc(crc: int, data: bytes | memoryview, known: int | None) -> int:
+    """crc32 of what has `crc`, and then `data`; a large piece whose crc32 is known is not read again."""
+    return zlib.crc32(data, crc) if known is None or len(data) < _WORTH_JOINING else join_crc(crc, known, len(data))
+
+
+def join_crc(first: int, second: int, length: int) -> int:
+    """crc32 of two pieces laid end to end, from those of the pieces and the length of the second in bytes.
+
+    A crc is a remainder modulo a polynomial over GF(2), so that what follows multiplies it by x^(8 length).
+    """
+    factor, bits, square = 1 << 31, 8 * length, 1 << 30
+    while bits:
+        if bits & 1:
+            factor = _times(square, factor)
+        square = _times(square, square)
+        bits >>= 1
+    return _times(factor, first) ^ second
+
+
+def _times(a: int, b: int) -> int:
+    """Product of two polynomials modulo that of crc32, coefficients from the highest bit (x^0) down."""
+    product = 0
+    for place in range(31, -1, -1):
+        if a >> place & 1:
+            product ^= b
+        b = b >> 1 ^ (_POLYNOMIAL if b & 1 else 0)
+    return product
+
+
+def shard_pieces(
+    tensors: Mapping[str, np.ndarray], crcs: Mapping[str, int]
+) -> tuple[list[bytes | memoryview], int, int]:
+    """Content of a safetensors file, its size and its crc32, from the crc32 of each tensor's bytes.
+
+    It is the length of the header, the header in JSON, then the tensors' bytes.
 
     The format is written here, not by the safetensors package, so that a failing disk is seen as the OSError it is and
     tensors are neither copied nor joined in memory.
@@ -151,7 +172,12 @@ def shard_pieces(tensors: Mapping[str, np.ndarray]) -> list[bytes | memoryview]:
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return [len(text).to_bytes(8, "little"), text, *(tensor_bytes(tensors[name]) for name in names)]
+    pieces: list[bytes | memoryview] = [len(text).to_bytes(8, "little"), text]
+    crc = zlib.crc32(text, zlib.crc32(pieces[0]))
+    for name in names:
+        pieces.append(tensor_bytes(tensors[name]))
+        crc = append_crc(crc, pieces[-1], crcs[name])
+    return pieces, 8 + len(text) + offset, crc
 
 
 def write_part(path: Path, size: int, crc32: int, entries: Sequence[Entry], temporary: Path | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Feature stores: frames and pooled statistics of all layers of many clips, in one folder.
+"""Feature stores: frames and pooled statistics of all layers of many clips, in one folder or behind one URL.
 
 store.json                        see `mmssl.features.header`
 shard-<writer>-<n>.safetensors    see `mmssl.features.shards`
@@ -20,6 +20,7 @@ from torch import Tensor
 from mmssl.errors import StoreError, did_you_mean
 from mmssl.features.fingerprint import Fingerprint
 from mmssl.features.header import HEADER, read_header, write_header
+from mmssl.features.remote import RemoteFolder, open_folder
 from mmssl.features.shards import Entry, Part, explain_write_errors, read_part
 from mmssl.types import Layers, Representation
 
@@ -35,16 +36,26 @@ class FeatureStore:
     Reading maps files into memory: what is not looked at is not read. Clips that are added by others after opening are
     seen after `refresh()`.
 
+    Behind a URL (s3://, gs://, memory:// ...) the index is fetched when the store is opened, and a shard when a clip of
+    it is read.
+
     Args:
-        folder: of the store.
+        folder: of the store, or a URL that fsspec knows.
+
+    Attributes:
+        folder: where its files lie; for a URL, the working copy.
+        remote: what stands behind a URL; None for a folder.
 
     Raises:
-        StoreError: it is no store, or one with another layout.
+        StoreError: it is no store, one with another layout, or cannot be reached.
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        self.fingerprint, self.notes = read_header(self.folder)
+        self.folder, self.remote = open_folder(folder)
+        if self.remote is not None:
+            with contextlib.suppress(FileNotFoundError):
+                self.remote.get(HEADER)
+        self.fingerprint, self.notes = read_header(self.folder, self.location)
         self.parts: dict[str, Part] = {}
         self.damaged_parts: dict[str, str] = {}
         self._entries: dict[str, Entry] = {}
@@ -58,17 +69,20 @@ class FeatureStore:
         Raises:
             StoreError: the folder holds features of another fingerprint (the differences are listed) or other files.
         """
-        folder = Path(folder)
-        with explain_write_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            others = [p.name for p in folder.iterdir() if not p.name.startswith((".lock-", "tmp-"))]
+        place, remote = open_folder(folder)
+        with explain_write_errors(place):
+            place.mkdir(parents=True, exist_ok=True)
+            names = [path.name for path in place.iterdir()] if remote is None else remote.names()
+        others = [name for name in names if not name.startswith((".lock-", "tmp-"))]
         if HEADER not in others:
             if others:
                 raise StoreError(
                     f"{folder} is not empty and no feature store ({others[0]} is in it, {HEADER} is not): "
                     f"name a new or an empty folder."
                 )
-            write_header(folder, fingerprint)
+            write_header(place, fingerprint)
+            if remote is not None:
+                remote.put(HEADER)
         store = cls(folder)
         differences = store.fingerprint.differences(fingerprint)
         if differences:
@@ -90,6 +104,8 @@ class FeatureStore:
 
     def refresh(self) -> None:
         """Look again at what is in the folder."""
+        if self.remote is not None:
+            self._fetch_index(self.remote)
         names = {path.name for path in self.folder.glob("shard-*.jsonl")}
         for name in names - self.parts.keys():
             try:
@@ -106,6 +122,64 @@ class FeatureStore:
             (entry for part in self.parts.values() for entry in part.entries), key=lambda e: (e.created, e.shard)
         )
         self._entries = {entry.id: entry for entry in entries}
+
+    @property
+    def location(self) -> Path | str:
+        """Folder or URL, for people to read."""
+        return self.folder if self.remote is None else self.remote.url
+
+    @property
+    def address(self) -> str:
+        """Absolute path or URL, for other processes."""
+        return str(self.folder.absolute()) if self.remote is None else self.remote.url
+
+    @property
+    def lock_folder(self) -> Path:
+        """Where those who write lock each other out."""
+        return self.folder if self.remote is None else self.remote.lock_folder
+
+    def fetch(self, name: str, *, fresh: bool = False) -> Path:
+        """Path of a file of the store, fetched where it lies elsewhere; `fresh` also where a copy is there.
+
+        Raises:
+            FileNotFoundError: behind a URL, there is no such file.
+            StoreError: it cannot be fetched.
+        """
+        return self.folder / name if self.remote is None else self.remote.get(name, fresh=fresh)
+
+    def publish(self, name: str) -> None:
+        """Upload a file that was written into `folder`, where the store lies behind a URL.
+
+        Raises:
+            StoreError: it cannot be uploaded.
+        """
+        if self.remote is not None:
+            self.remote.put(name)
+
+    def forget(self, name: str) -> None:
+        """Delete the working copy of a shard behind a URL."""
+        self._shards.pop(name, None)
+        if self.remote is not None:
+            (self.folder / name).unlink(missing_ok=True)
+
+    def delete(self, name: str) -> None:
+        """Delete an index part and its shard."""
+        shard = f"{name.removesuffix('.jsonl')}.safetensors"
+        # the index part first: a shard without one is not looked at
+        for file in (name, shard):
+            if self.remote is not None:
+                self.remote.delete(file)
+            (self.folder / file).unlink(missing_ok=True)
+
+    def _fetch_index(self, remote: RemoteFolder) -> None:
+        names = {name for name in remote.names() if name.startswith("shard-") and name.endswith(".jsonl")}
+        for name in names:
+            # another process may have deleted it in the meantime
+            with contextlib.suppress(FileNotFoundError):
+                remote.get(name)
+        for path in self.folder.glob("shard-*.jsonl"):
+            if path.name not in names:
+                path.unlink()
 
     @property
     def ids(self) -> list[str]:
@@ -156,7 +230,7 @@ class FeatureStore:
             # comparing with very many ids takes seconds
             hint = did_you_mean(str(clip_id), self._entries) if len(self) <= 5000 else ""
             raise StoreError(
-                f"The clip {clip_id!r} is not in {self.folder}, which holds {len(self)} clips.{hint} "
+                f"The clip {clip_id!r} is not in {self.location}, which holds {len(self)} clips.{hint} "
                 f"Extract it, or look at the list of skipped clips of the extraction."
             ) from None
 
@@ -177,7 +251,7 @@ class FeatureStore:
         entry, positions = self.entry(clip_id), self._positions(stream, layers)
         if not self.has_frames:
             raise StoreError(
-                f"{self.folder} holds pooled features only ({', '.join(self.stats)}): use store.pooled(...), "
+                f"{self.location} holds pooled features only ({', '.join(self.stats)}): use store.pooled(...), "
                 f"or extract again with frames into another folder."
             )
         lengths = entry.lengths[stream]
@@ -208,7 +282,7 @@ class FeatureStore:
         entry, positions = self.entry(clip_id), self._positions(stream, layers)
         if stat not in self.stats:
             raise StoreError(
-                f"{self.folder} holds no pooled {stat!r}; it holds {', '.join(self.stats) or 'frames only'}. "
+                f"{self.location} holds no pooled {stat!r}; it holds {', '.join(self.stats) or 'frames only'}. "
                 f"Extract again with pooled={stat} into another folder."
             )
         name = f"{clip_id}/{stream}/{stat}"
@@ -224,14 +298,14 @@ class FeatureStore:
 
     def _positions(self, stream: str, layers: Sequence[int] | None) -> list[int]:
         if stream not in self.streams:
-            raise StoreError(f"{self.folder} has no stream {stream!r}; it has {', '.join(self.streams)}.")
+            raise StoreError(f"{self.location} has no stream {stream!r}; it has {', '.join(self.streams)}.")
         kept, count = self.streams[stream]["layers"], self.streams[stream]["num_layers"]
         if layers is None:
             return list(range(len(kept)))
         numbers = [k + count if k < 0 else k for k in layers]
         missing = [k for k in numbers if k not in kept]
         if missing:
-            raise StoreError(f"{self.folder} has no layer {missing[0]} of the stream {stream!r}; it has {kept}.")
+            raise StoreError(f"{self.location} has no layer {missing[0]} of the stream {stream!r}; it has {kept}.")
         return [kept.index(k) for k in numbers]
 
     def _shard(self, name: str) -> Any:
@@ -239,9 +313,9 @@ class FeatureStore:
         from safetensors import safe_open
 
         if name not in self._shards:
-            self._shards[name] = safe_open(str(self.folder / name), framework="pt")
+            self._shards[name] = safe_open(str(self.fetch(name)), framework="pt")
             if len(self._shards) > _OPEN_SHARDS:
-                self._shards.popitem(last=False)
+                self.forget(next(iter(self._shards)))
         self._shards.move_to_end(name)
         return self._shards[name]
 
@@ -253,10 +327,16 @@ class FeatureStore:
             yield
         except (SafetensorError, OSError) as error:
             raise StoreError(
-                f"The clip {entry.id!r} cannot be read from {self.folder / entry.shard}: {error}. "
-                f"`mmssl features verify {self.folder}` lists all damaged clips; with --remove it takes them out, "
+                f"The clip {entry.id!r} cannot be read from {self.location}/{entry.shard}: {error}. "
+                f"`mmssl features verify {self.location}` lists all damaged clips; with --remove it takes them out, "
                 f"so that the next extraction computes them again."
             ) from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_shards": OrderedDict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.remote is not None:
+            # it has made a working copy for this process
+            self.folder = self.remote.folder

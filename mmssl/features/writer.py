@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import secrets
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +21,7 @@ from torch import Tensor
 from mmssl.errors import InputError, StoreError
 from mmssl.features.locks import FolderLock
 from mmssl.features.pooled import pool_frames
-from mmssl.features.shards import Entry, content_crc, shard_pieces, write_atomically, write_part
+from mmssl.features.shards import Entry, content_crc, shard_pieces, tensor_bytes, write_atomically, write_part
 from mmssl.types import Layers, Representation
 
 if TYPE_CHECKING:
@@ -27,11 +30,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EncodedClip:
-    """A clip as it goes into a shard: arrays by name, their crc32, and frames per stream as in `shards.Entry`."""
+    """A clip as it goes into a shard: arrays by name, crc32 of each and of all, frames per stream (`shards.Entry`)."""
 
     id: str
     input_key: str
     arrays: Mapping[str, np.ndarray]
+    crcs: Mapping[str, int]
     crc32: int
     lengths: Mapping[str, int | list[int]]
 
@@ -66,9 +70,10 @@ class StoreWriter:
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
             raise StoreError(f"A writer's name is made of letters, digits, '.', '_' and '-', got {name!r}.")
         self.store = store
-        self.name = name
+        # runs on other machines are not locked out behind a URL, so that each gets names of its own there
+        self.name = name if store.remote is None else f"{name}.{secrets.token_hex(4)}"
         self.max_bytes, self.max_clips, self.max_seconds = max_bytes, max_clips, max_seconds
-        self._lock = FolderLock(store.folder, name, wait=wait)
+        self._lock = FolderLock(store.lock_folder, name, wait=wait)
         self._number = 0
         self._last_created = 0
         self._thread: ThreadPoolExecutor
@@ -134,7 +139,8 @@ class StoreWriter:
     ) -> EncodedClip:
         """Name the arrays of a clip, as `encode_clip` gives them, and sum them up."""
         named = {f"{clip_id}/{name}": array for name, array in arrays.items()}
-        return EncodedClip(clip_id, input_key, named, content_crc(named), lengths)
+        crcs = {name: zlib.crc32(tensor_bytes(array)) for name, array in named.items()}
+        return EncodedClip(clip_id, input_key, named, crcs, content_crc(named, crcs), lengths)
 
     def put(self, clips: Sequence[EncodedClip]) -> None:
         """Add clips that stay together: they are in the store all or none, whenever this process ends."""
@@ -169,7 +175,7 @@ class StoreWriter:
             self._last_created = max(time.time_ns(), self._last_created + 1)
             stem = f"{self.name}-{self._number:06d}"
             self._number += 1
-            self._pending = self._thread.submit(_write_shard, self.store.folder, stem, clips, self._last_created)
+            self._pending = self._thread.submit(_write_shard, self.store, stem, clips, self._last_created)
 
     def _wait(self) -> None:
         pending, self._pending = self._pending, None
@@ -182,19 +188,24 @@ class StoreWriter:
         self._opened = 0.0
 
 
-def _write_shard(folder: Path, stem: str, clips: Sequence[EncodedClip], created: int) -> None:
+def _write_shard(store: FeatureStore, stem: str, clips: Sequence[EncodedClip], created: int) -> None:
+    folder = store.folder
     shard = folder / f"shard-{stem}.safetensors"
-    pieces = shard_pieces({name: array for clip in clips for name, array in clip.arrays.items()})
-    size = sum(len(piece) for piece in pieces)
+    part = shard.with_suffix(".jsonl")
+    arrays = {name: array for clip in clips for name, array in clip.arrays.items()}
+    pieces, size, crc = shard_pieces(arrays, {name: crc for clip in clips for name, crc in clip.crcs.items()})
     try:
-        crc = write_atomically(shard, pieces, folder / f"tmp-{stem}.safetensors")
+        write_atomically(shard, pieces, folder / f"tmp-{stem}.safetensors")
+        store.publish(shard.name)
         entries = [Entry(c.id, shard.name, c.input_key, c.crc32, c.lengths, created) for c in clips]
-        write_part(shard.with_suffix(".jsonl"), size, crc, entries, folder / f"tmp-{stem}.jsonl")
+        write_part(part, size, crc, entries, folder / f"tmp-{stem}.jsonl")
+        store.publish(part.name)
     except BaseException:
-        # the index part first, which may be there if only syncing the folder failed
-        shard.with_suffix(".jsonl").unlink(missing_ok=True)
-        shard.unlink(missing_ok=True)
+        # the index part may be there if only syncing the folder, or the upload, failed
+        with contextlib.suppress(StoreError):
+            store.delete(part.name)
         raise
+    store.forget(shard.name)
 
 
 def remove_leftovers(folder: Path, name: str) -> int:

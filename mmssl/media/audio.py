@@ -6,17 +6,17 @@ Nothing stands in for data that is not there: a file that is missing, cut short,
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mmssl.errors import MediaError
 from mmssl.lengths import samples_to_seconds, seconds_to_samples
 from mmssl.media import container, sound_file
-from mmssl.media.paths import existing_file
+from mmssl.media.remote import local_file
+from mmssl.media.resampling import resample
 
 if TYPE_CHECKING:
     import numpy
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 END_TOLERANCE = 0.05
 # Lossy decoders overshoot full scale a little; samples far above it are integers written into a float file.
 _LARGEST = 8.0
-# Coprime rates make torchaudio's table of sinc kernels huge (22,051 to 16,000 Hz: over 1 GB).
-_LARGEST_KERNEL = 2**25
-_SINC_WIDTH = 6
 
 
 @dataclass(frozen=True)
@@ -60,14 +57,14 @@ def audio_info(path: str | os.PathLike[str]) -> AudioInfo:
     Raises:
         MediaError: the file is missing, truncated, holds no samples, or is not a sound file.
     """
-    file = existing_file(path)
-    try:
-        info = AudioInfo(*sound_file.inspect(file))
-    except sound_file.UnreadableError:
-        info = AudioInfo(*container.inspect(file))
-    if info.num_samples <= 0:
-        raise _without_samples(file)
-    return info
+    with local_file(path) as file:
+        try:
+            info = AudioInfo(*sound_file.inspect(file))
+        except sound_file.UnreadableError:
+            info = AudioInfo(*container.inspect(file))
+        if info.num_samples <= 0:
+            raise _without_samples(file)
+        return info
 
 
 def load_audio(
@@ -85,7 +82,7 @@ def load_audio(
     (torchaudio's windowed sinc), so that the result does not depend on any chunking.
 
     Args:
-        path: any file that libsndfile or FFmpeg reads; the content decides, not the name.
+        path: any file that libsndfile or FFmpeg reads, or a URL that fsspec knows; the content decides, not the name.
         sample_rate: rate of the result in Hz; None keeps the file's own.
         start: first moment of the segment, in seconds from the first sample.
         duration: of the segment in seconds; None means to the end. It may pass the end of the file by 50 ms at most
@@ -102,19 +99,21 @@ def load_audio(
     """
     import torch
 
-    file = existing_file(path)
-    _check_request(file, sample_rate, start, duration)
-    try:
-        samples, rate, total = sound_file.read(file, start, duration)
-    except sound_file.UnreadableError:
-        samples, rate, total = container.read(file, start, duration)
-    _check_extent(file, samples.shape[1], rate, total, start, duration)
-    _check_values(file, samples)
-    waveform = torch.from_numpy(samples.copy() if samples.shape[0] == 1 or not mono else samples.mean(axis=0)[None])
-    if mono and not waveform.any():
-        raise MediaError(f"{file}: its channels cancel each other out. Read it with mono=False and choose one.")
+    with local_file(path) as file:
+        check_request(file, sample_rate, start, duration)
+        try:
+            samples, rate, total = sound_file.read(file, start, duration)
+        except sound_file.UnreadableError:
+            samples, rate, total = container.read(file, start, duration)
+        check_extent(file, samples.shape[1], rate, total, start, duration)
+        check_values(file, samples)
+        if not samples.any():
+            raise silent(file, samples.shape[1])
+        waveform = torch.from_numpy(samples.copy() if samples.shape[0] == 1 or not mono else samples.mean(axis=0)[None])
+        if mono and not waveform.any():
+            raise cancelled(file)
     if sample_rate is not None and sample_rate != rate:
-        waveform, rate = _resample(waveform, rate, sample_rate), sample_rate
+        waveform, rate = resample(waveform, rate, sample_rate), sample_rate
     return (waveform[0] if mono else waveform), rate
 
 
@@ -122,7 +121,25 @@ def _without_samples(file: Path) -> MediaError:
     return MediaError(f"{file} has a header but no samples. Restore it from its source or leave the clip out.")
 
 
-def _check_request(file: Path, sample_rate: int | None, start: float, duration: float | None) -> None:
+def silent(file: Path, samples: int) -> MediaError:
+    """The error for a file of zeros."""
+    return MediaError(
+        f"{file} is silent: every one of the {samples} samples read is 0. Restore it from its source or leave the clip "
+        "out."
+    )
+
+
+def cancelled(file: Path) -> MediaError:
+    """The error for channels whose mean is zero everywhere."""
+    return MediaError(f"{file}: its channels cancel each other out. Read it with mono=False and choose one.")
+
+
+def check_request(file: Path, sample_rate: int | None, start: float, duration: float | None) -> None:
+    """Refuse a rate below 1 Hz and a stretch that no file can have.
+
+    Raises:
+        MediaError: as it says.
+    """
     if sample_rate is not None and (
         isinstance(sample_rate, bool) or not isinstance(sample_rate, int) or sample_rate < 1
     ):
@@ -138,7 +155,12 @@ def _check_request(file: Path, sample_rate: int | None, start: float, duration: 
         )
 
 
-def _check_extent(file: Path, read: int, rate: int, total: int | None, start: float, duration: float | None) -> None:
+def check_extent(file: Path, read: int, rate: int, total: int | None, start: float, duration: float | None) -> None:
+    """Refuse a stretch that is not inside its file.
+
+    Raises:
+        MediaError: as it says.
+    """
     if total == 0:
         raise _without_samples(file)
     first = seconds_to_samples(start, rate)
@@ -159,7 +181,12 @@ def _check_extent(file: Path, read: int, rate: int, total: int | None, start: fl
         )
 
 
-def _check_values(file: Path, samples: numpy.ndarray) -> None:
+def check_values(file: Path, samples: numpy.ndarray) -> None:
+    """Refuse samples that are not finite, or far outside [-1, 1].
+
+    Raises:
+        MediaError: as it says.
+    """
     import numpy as np
 
     peak = float(np.abs(samples).max())
@@ -169,34 +196,8 @@ def _check_values(file: Path, samples: numpy.ndarray) -> None:
             f"{file} holds {wrong} samples that are NaN or infinite, of {samples.size}. Make the file anew or leave "
             "the clip out."
         )
-    if peak == 0.0:
-        raise MediaError(
-            f"{file} is silent: every one of the {samples.shape[1]} samples read is 0. Restore it from its source or "
-            "leave the clip out."
-        )
     if peak > _LARGEST:
         raise MediaError(
             f"{file}: samples reach {peak:.6g}, far outside [-1, 1]: integers seem to have been written as floats. "
             "Divide them by their full scale (32768 for 16 bit) and write the file anew."
         )
-
-
-def _resample(waveform: Tensor, orig_rate: int, new_rate: int) -> Tensor:
-    import torch
-
-    gcd = math.gcd(orig_rate, new_rate)
-    orig, new = orig_rate // gcd, new_rate // gcd
-    # torchaudio's table has `new` kernels of orig + 2 * width samples, width = 6 * orig / (0.99 * min(orig, new))
-    if new * (orig + 2 * (_SINC_WIDTH * orig // min(orig, new) + 1)) <= _LARGEST_KERNEL:
-        with torch.no_grad():
-            return _resampler(orig, new)(waveform)
-    from scipy.signal import resample_poly
-
-    return torch.from_numpy(resample_poly(waveform.double().numpy(), new, orig, axis=-1)).float()
-
-
-@functools.lru_cache(maxsize=16)
-def _resampler(orig: int, new: int) -> Any:
-    from torchaudio.transforms import Resample
-
-    return Resample(orig, new)

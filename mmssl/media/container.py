@@ -81,37 +81,67 @@ def read(path: Path, start: float, duration: float | None) -> tuple[numpy.ndarra
     Raises:
         MediaError: no sound stream, or it is truncated or damaged.
     """
-    position = 0
     with _Sound(path) as sound:
-        first = seconds_to_samples(start, sound.rate)
-        if start > 1.25 * _PREROLL:
-            landed = sound.seek(start - _PREROLL)
-            if landed is not None and landed <= first:
-                position = landed
-            else:
-                sound.rewind()
-        last = None if duration is None else first + seconds_to_samples(duration, sound.rate)
-        return _cut(sound, position, first, last)
+        first, last, position = _go_to(sound, start, duration)
+        pieces = list(_pieces(sound, first, last, position))
+        return _joined(pieces), sound.rate, sound.total
 
 
-def _cut(sound: _Sound, position: int, first: int, last: int | None) -> tuple[numpy.ndarray, int, int | None]:
-    import numpy as np
+def stream(path: Path, start: float, duration: float | None) -> tuple[int, int, Iterator[numpy.ndarray]]:
+    """Read a stretch of the first sound stream in pieces, as `read` does at once.
 
-    pieces: list[numpy.ndarray] = []
+    Returns:
+        The sample rate in Hz, the number of samples of the whole stream (which is decoded to count them), and an
+        iterator over pieces (C, n) float32.
+
+    Raises:
+        MediaError: no sound stream, or it is truncated or damaged.
+    """
+    rate, total, _ = inspect(path)
+
+    def pieces() -> Iterator[numpy.ndarray]:
+        with _Sound(path) as sound:
+            yield from _pieces(sound, *_go_to(sound, start, duration))
+
+    return rate, total, pieces()
+
+
+def _go_to(sound: _Sound, start: float, duration: float | None) -> tuple[int, int | None, int]:
+    """First sample of a stretch, the one after its last, and the sample that will be decoded next, before the first."""
+    position = 0
+    first = seconds_to_samples(start, sound.rate)
+    if start > 1.25 * _PREROLL:
+        landed = sound.seek(start - _PREROLL)
+        if landed is not None and landed <= first:
+            position = landed
+        else:
+            sound.rewind()
+    return first, None if duration is None else first + seconds_to_samples(duration, sound.rate), position
+
+
+def _pieces(sound: _Sound, first: int, last: int | None, position: int) -> Iterator[numpy.ndarray]:
+    """Frames within a stretch (C, n); `sound.total` is set where the end of the stream is reached."""
+    channels = 0
     for frame in sound.frames():
         begin, position = position, position + frame.samples
         if position > first:
             piece = _to_float(frame, sound.path)
-            if pieces and len(piece) != len(pieces[0]):
+            if channels and len(piece) != channels:
                 raise MediaError(
-                    f"{sound.path}: the number of channels changes from {len(pieces[0])} to {len(piece)} within the "
+                    f"{sound.path}: the number of channels changes from {channels} to {len(piece)} within the "
                     "stream. Convert the file to wav first."
                 )
-            pieces.append(piece[:, max(first - begin, 0) : None if last is None else last - begin])
+            channels = len(piece)
+            yield piece[:, max(first - begin, 0) : None if last is None else last - begin]
         if last is not None and position >= last:
-            return np.concatenate(pieces, axis=1), sound.rate, None
-    samples = np.concatenate(pieces, axis=1) if pieces else np.zeros((1, 0), dtype=np.float32)
-    return samples, sound.rate, position
+            return
+    sound.total = position
+
+
+def _joined(pieces: list[numpy.ndarray]) -> numpy.ndarray:
+    import numpy as np
+
+    return np.concatenate(pieces, axis=1) if pieces else np.zeros((1, 0), dtype=np.float32)
 
 
 class _Sound:
@@ -124,6 +154,7 @@ class _Sound:
         self._pending: Iterator[Any] | None = None
         self._end = self._reached = Fraction(0)
         self.rate = 0
+        self.total: int | None = None
         self._open()
 
     def __enter__(self) -> _Sound:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from mmssl.errors import MediaError
+from mmssl.files import replace_file
 
 
 def existing_file(path: str | os.PathLike[str]) -> Path:
@@ -33,12 +34,5 @@ def existing_file(path: str | os.PathLike[str]) -> Path:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that it is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replace_file(path) as file:
+        file.write(content)

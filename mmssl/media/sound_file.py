@@ -5,7 +5,9 @@ The format is taken from a file's content, never from its name.
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ _OGG_PAGE = _OGG_HEADER + 255 + 255 * 255
 # Opus and Vorbis need what came before.
 _OGG_PREROLL = 1.0
 _BLOCK = 2**16
+_PIECE = 2**18
 
 
 class UnreadableError(Exception):
@@ -62,27 +65,68 @@ def read(path: Path, start: float, duration: float | None) -> tuple[numpy.ndarra
         UnreadableError: libsndfile cannot open it, or cannot seek in it exactly (mp3).
         MediaError: the file is cut short or damaged.
     """
-    with _open(path) as file:
-        if file.format == "MP3":
-            # libsndfile seeks in mp3 by the bit rate, even after each read: it lands anywhere where that varies
-            raise UnreadableError("mp3 is left to the other decoder")
-        rate, total = file.samplerate, file.frames
-        first = seconds_to_samples(start, rate)
-        last = total if duration is None else min(total, first + seconds_to_samples(duration, rate))
-        wanted = max(last - first, 0)
+    with _open_exact(path) as file:
+        first, wanted = _stretch(file, start, duration)
         if not wanted:
-            return _empty(file.channels), rate, total
-        try:
+            return _empty(file.channels), file.samplerate, file.frames
+        with _explain(path, file, first, wanted):
             _go_to(path, file, first)
             samples = file.read(wanted, dtype="float32", always_2d=True)
-        except (RuntimeError, OSError) as error:
-            raise MediaError(
-                f"{path}: decoding stopped in the samples {first} to {last} of {total} ({error or 'no reason'})"
-                ": the file is truncated or damaged. Restore it from its source or leave the clip out."
-            ) from error
-    if len(samples) < wanted:
-        raise truncated(path, f"the header declares {total} samples, but only {first + len(samples)} can be decoded")
-    return samples.T, rate, total
+        _refuse_short(path, file, first + len(samples), first + wanted)
+        return samples.T, file.samplerate, file.frames
+
+
+def stream(path: Path, start: float, duration: float | None) -> tuple[int, int, Iterator[numpy.ndarray]]:
+    """Read a stretch of a sound file in pieces, as `read` does at once.
+
+    Returns:
+        The sample rate in Hz, the number of samples of the whole file, and an iterator over pieces (C, n) float32,
+        which raises MediaError where the file breaks.
+
+    Raises:
+        UnreadableError, MediaError: as `read`.
+    """
+    with _open_exact(path) as file:
+        return file.samplerate, file.frames, _pieces(path, start, duration)
+
+
+def _pieces(path: Path, start: float, duration: float | None) -> Iterator[numpy.ndarray]:
+    with _open_exact(path) as file:
+        first, wanted = _stretch(file, start, duration)
+        position, last = first, first + wanted
+        with _explain(path, file, first, wanted):
+            _go_to(path, file, first)
+        while position < last:
+            with _explain(path, file, first, wanted):
+                samples = file.read(min(_PIECE, last - position), dtype="float32", always_2d=True)
+            position += len(samples)
+            if len(samples) < _PIECE:
+                _refuse_short(path, file, position, last)
+            yield samples.T
+
+
+def _stretch(file: Any, start: float, duration: float | None) -> tuple[int, int]:
+    """First sample, and number of samples that the file holds of a stretch."""
+    first = seconds_to_samples(start, file.samplerate)
+    whole = file.frames if duration is None else first + seconds_to_samples(duration, file.samplerate)
+    return first, max(min(file.frames, whole) - first, 0)
+
+
+@contextlib.contextmanager
+def _explain(path: Path, file: Any, first: int, wanted: int) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        raise MediaError(
+            f"{path}: decoding stopped in the samples {first} to {first + wanted} of {file.frames} "
+            f"({error or 'no reason'}): the file is truncated or damaged. Restore it from its source or leave the clip "
+            "out."
+        ) from error
+
+
+def _refuse_short(path: Path, file: Any, reached: int, last: int) -> None:
+    if reached < last:
+        raise truncated(path, f"the header declares {file.frames} samples, but only {reached} can be decoded")
 
 
 def truncated(path: Path, what: str) -> MediaError:
@@ -111,6 +155,15 @@ def _open(path: Path) -> Any:
     except BaseException:
         file.close()
         raise
+    return file
+
+
+def _open_exact(path: Path) -> Any:
+    file = _open(path)
+    if file.format == "MP3":
+        file.close()
+        # libsndfile seeks in mp3 by the bit rate, even after each read: it lands anywhere where that varies
+        raise UnreadableError("mp3 is left to the other decoder")
     return file
 
 

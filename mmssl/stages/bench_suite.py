@@ -159,7 +159,7 @@ def run_suite(
     Raises:
         MmsslError: of the extraction or of a protocol.
     """
-    from mmssl.features.extract import extract
+    from mmssl.features.extract import ExtractOptions, extract
     from mmssl.features.store import FeatureStore
 
     records: list[dict[str, Any]] = []
@@ -173,10 +173,8 @@ def run_suite(
                 corpus.clips,
                 store,
                 upstream_kwargs=dict(system.kwargs),
-                device=device,
                 frames=frames,
-                jobs=jobs,
-                progress=False,
+                options=ExtractOptions(device=device, jobs=jobs, progress=False),
             )
             say(f"{corpus.name} / {system.name}: {summary.done} clips extracted, {summary.reused} were there")
             results = suite.folder / "results"

@@ -14,6 +14,7 @@ COMMANDS = {
     "data": "validate, audit, import and export manifests; make the mini corpus",
     "extract": "features of a manifest's clips: all layers of an upstream into a feature store",
     "features": "what a feature store holds, and whether it is whole",
+    "faces": "crop the face or mouth of every clip's video, with a quality page",
     "probe": "train and score probes on stored features",
     "bench": "probe upstreams on corpora and write a leaderboard",
     "predict": "label files with a trained experiment",

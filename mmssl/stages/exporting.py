@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmssl import __version__
 from mmssl.errors import CheckpointError, MmsslError
+from mmssl.files import replace_file
 from mmssl.registry import HEADS, INTERFACES, UPSTREAMS, Registry
 
 if TYPE_CHECKING:
@@ -288,17 +287,8 @@ def dump_yaml(fields: Mapping[str, Any]) -> bytes:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that it is there whole or not at all: temporary name, fsync, replace."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replace_file(path) as file:
+        file.write(data)
 
 
 def _sha256(data: bytes) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmssl.data.manifest import read_manifest
+from mmssl.features.extract import ExtractOptions
 from mmssl.features.extract import extract as extract_features
 from mmssl.features.fingerprint import make_fingerprint
 from mmssl.stages.context import Context, System, log
@@ -56,12 +57,10 @@ def _extract_one(context: Context, system: System, clips: list[Clip]) -> dict[st
         folder,
         upstream_kwargs=dict(system.kwargs),
         seed=seed,
-        device=device,
         frames=not pooled_only,
         pooled=POOLED,
         on_error=config["data"]["on_error"],
-        jobs=jobs,
-        num_workers=1 if jobs > 1 else 2,
+        options=ExtractOptions(device=device, jobs=jobs, num_workers=1 if jobs > 1 else 2),
     )
     log.info("   %s: %d layers, %s", system.name, spec.num_layers, _counts(summary))
     return {

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "mmssl"
-CORE = ("types", "errors", "registry", "lengths", "random")
+CORE = ("types", "errors", "registry", "lengths", "random", "files")
 TIERS = (
     CORE,
     ("nn", "media", "data", "metrics", "augment"),
-    ("upstreams", "objectives", "interfaces", "downstream"),
+    ("upstreams", "objectives", "interfaces", "downstream", "faces"),
     ("features", "training", "probing", "analysis"),
     ("report", "stages", "testing", "hear", "compat"),
 )

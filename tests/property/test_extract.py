@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmssl.features.extract import extract
+from mmssl.features.extract import ExtractOptions, extract
 from mmssl.features.plan import Item, make_buckets
 from mmssl.features.store import FeatureStore
 from mmssl.types import Clip
@@ -40,10 +40,15 @@ def test_any_order_budget_ranks_and_interruptions_give_each_clips_own_features(u
             soundfile.write(folder / f"{i}.wav", samples, 16000, subtype="FLOAT")
             clips.append(Clip(str(i), audio=str(folder / f"{i}.wav")))
         if first:
-            extract(upstream, clips[:first], folder / "store", batch_seconds=budget, progress=False)
+            extract(
+                upstream, clips[:first], folder / "store", options=ExtractOptions(batch_seconds=budget, progress=False)
+            )
         arguments = {"batch_seconds": budget, "world_size": world_size, "progress": False}
         shuffled = [clips[i] for i in order]
-        done = [extract(upstream, shuffled, folder / "store", rank=rank, **arguments) for rank in range(world_size)]
+        done = [
+            extract(upstream, shuffled, folder / "store", options=ExtractOptions(rank=rank, **arguments))
+            for rank in range(world_size)
+        ]
         assert sum(summary.done for summary in done) == len(clips) - first
         assert sum(summary.reused for summary in done) == first
         store = FeatureStore(folder / "store")

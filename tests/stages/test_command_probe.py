@@ -65,6 +65,63 @@ def test_probe_explains_mistakes(folder: Path, capsys: pytest.CaptureFixture[str
     assert "--fractions takes numbers" in capsys.readouterr().err
 
 
+def test_probe_of_heads(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, kept in (("whole", "--frames"), ("means", "--no-frames")):
+        words = ["extract", folder / "manifest.jsonl", folder / name, kept, "--quiet", "--upstream", "fbank"]
+        assert main([str(w) for w in words]) == 0
+    given = ["--manifest", str(folder / "manifest.jsonl"), "--k", "3", "--label", "emotion", "--max-steps", "4"]
+    given += ["--learning-rates", "1e-2"]
+    # affine up to the mean: pooled features are enough
+    assert main(["probe", str(folder / "means"), *given, "--head", "linear"]) == 0, capsys.readouterr().err
+    out = capsys.readouterr().out
+    assert "Folds: 3, no speaker in two parts of the same one" in out
+    assert "| linear head" in out
+    words = [*given, "--head", "attentive_stats", "--interface", "hierarchical_conv"]
+    assert main(["probe", str(folder / "means"), *words]) == 1
+    assert "without --no-frames" in capsys.readouterr().err
+    words += ["--head-option", "attention_size=4", "--interface-option", "kernel_size=3"]
+    words += ["--output", str(folder / "kept")]
+    assert main(["probe", str(folder / "whole"), *words]) == 0, capsys.readouterr().err
+    assert "attentive_stats(attention_size=4) head on hierarchical_conv(kernel_size=3)" in capsys.readouterr().out
+    assert main(["probe", str(folder / "whole"), *words]) == 0
+    assert "was there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--interface", "concat"], "go with --head"),
+        (["--head", "linear", "--head-option", "hidden_size"], "KEY=VALUE"),
+        (["--head", "attentive_stat"], "Did you mean 'attentive_stats'"),
+        (["--head", "linear", "--head-option", "hiden_size=3"], "Did you mean 'hidden_size'"),
+        (["--k", "30"], "30"),
+    ],
+)
+def test_probe_of_heads_explains_mistakes(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    store = folder / "means"
+    made = ["extract", folder / "manifest.jsonl", store, "--no-frames", "--quiet", "--upstream", "fbank"]
+    assert main([str(w) for w in made]) == 0
+    given = ["--manifest", str(folder / "manifest.jsonl"), "--label", "emotion", *words]
+    assert main(["probe", str(store), *given]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_bench_runs_heads_on_frames(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = SUITE.replace(
+        "protocols: [linear, knn]", "protocols: [knn]\nheads: [{head: mlp, head_arguments: {hidden_size: 8}}]"
+    )
+    (folder / "suite.yaml").write_text(text.replace("max_steps: 20", "max_steps: 4").replace("[0.5, 1]", "[1]"))
+    assert main(["bench", str(folder / "suite.yaml")]) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    board = json.loads((folder / "out" / "leaderboard.json").read_text())
+    assert {row["protocol"] for row in board["rows"]} == {"knn", "mlp(hidden_size=8) head"}
+    (folder / "suite.yaml").write_text(text.replace("head: mlp", "heed: mlp"))
+    assert main(["bench", str(folder / "suite.yaml")]) == 1
+    assert "no key 'heed'" in capsys.readouterr().err
+
+
 def test_bench_runs_resumes_and_renders(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "suite.yaml").write_text(SUITE)
     assert main(["bench", str(folder / "suite.yaml")]) == 0, capsys.readouterr().err

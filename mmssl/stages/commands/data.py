@@ -105,7 +105,7 @@ def _audit(args: argparse.Namespace) -> int:
 
 def _durations(clips: Sequence[Clip]) -> dict[str, float]:
     """Durations of the clips that state none, from their files; a file that cannot be read gives none."""
-    from mmssl.data.files import is_url
+    from mmssl.files import is_url
     from mmssl.media.audio import audio_info
 
     found: dict[str, float] = {}

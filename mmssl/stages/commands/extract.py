@@ -11,6 +11,20 @@ from typing import Any
 
 from mmssl.errors import ConfigError
 
+WHAT = ("seed", "layers", "frames", "pooled", "dtype", "stride", "on_error")
+"""Arguments of the command that are arguments of `extract`."""
+HOW = (
+    "precision",
+    "int8",
+    "chunk_seconds",
+    "chunk_overlap",
+    "max_seconds",
+    "batch_seconds",
+    "shard_seconds",
+    "jobs",
+    "num_workers",
+)
+"""Arguments of the command that are fields of `ExtractOptions`."""
 HELP = "features of a manifest's clips: all layers of an upstream into a feature store"
 
 
@@ -23,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "or any array of jobs with --rank I --world-size N and one common FOLDER."
     )
     parser.add_argument("manifest", metavar="MANIFEST", help="clips, one JSON object a line")
-    parser.add_argument("folder", metavar="FOLDER", help="of the feature store; made where it does not exist")
+    parser.add_argument(
+        "folder", metavar="FOLDER", help="of the feature store, or a URL (s3://...); made where it is not there"
+    )
     parser.add_argument(
         "--upstream",
         nargs="+",
@@ -85,33 +101,24 @@ def run(args: argparse.Namespace) -> int:
     if args.launcher != "none":
         return _launch(args)
     rank, world_size = _share(args)
-    from mmssl.features.extract import extract
+    from mmssl.features.extract import ExtractOptions, extract
 
+    how = {name: getattr(args, name) for name in HOW}
     summary = extract(
         name,
         args.manifest,
         args.folder,
         upstream_kwargs=kwargs,
         seed=args.seed,
-        device=_device(args.device),
+        layers=layers,
         frames=args.frames,
         pooled=pooled,
-        layers=layers,
         dtype=args.dtype,
         stride=args.stride,
-        chunk_seconds=args.chunk_seconds,
-        chunk_overlap=args.chunk_overlap,
-        precision=args.precision,
-        int8=args.int8,
         on_error=args.on_error,
-        max_seconds=args.max_seconds,
-        batch_seconds=args.batch_seconds,
-        shard_seconds=args.shard_seconds,
-        jobs=args.jobs,
-        num_workers=args.num_workers,
-        rank=rank,
-        world_size=world_size,
-        progress=not args.quiet,
+        options=ExtractOptions(
+            device=_device(args.device), rank=rank, world_size=world_size, progress=not args.quiet, **how
+        ),
     )
     for skipped in summary.skipped:
         print(f"skipped {skipped.id}: {skipped.reason}", file=sys.stderr)
@@ -125,20 +132,8 @@ def _launch(args: argparse.Namespace) -> int:
 
     if args.rank is not None or args.world_size is None:
         raise ConfigError("--launcher needs --world-size, the number of ranks to start, and no --rank.")
-    options: tuple[str, ...] = (
-        "frames",
-        "pooled",
-        "layers",
-        "dtype",
-        "stride",
-        "precision",
-        "int8",
-        "chunk_seconds",
-        "chunk_overlap",
-    )
-    options += ("on_error", "max_seconds", "batch_seconds", "shard_seconds", "jobs", "num_workers", "seed", "device")
     words = [args.manifest, args.folder]
-    for name in options:
+    for name in (*WHAT, *HOW, "device"):
         value, flag = getattr(args, name), f"--{name.replace('_', '-')}"
         if value is True or value is False:
             words += [flag] if value else ["--no-frames"] if name == "frames" else []

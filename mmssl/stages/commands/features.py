@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     together.add_argument("folder", metavar="TARGET", help="new folder, or a store to add to")
     together.add_argument("sources", nargs="+", metavar="SOURCE", help="store to take clips from")
     for action in (info, verify, clean, export):
-        action.add_argument("folder", metavar="FOLDER", help="of the feature store")
+        action.add_argument("folder", metavar="FOLDER", help="of the feature store, or its URL")
     export.add_argument("target", metavar="TARGET", help="new folder")
     export.add_argument("--format", default="npy", help="npy, kaldi, hdf5, webdataset or parquet (default npy)")
     export.add_argument("--stream", default="audio", help="default audio")
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         from mmssl.features.maintain import merge
 
         merged = merge([FeatureStore(source) for source in args.sources], args.folder)
-        print(f"{merged.folder}: {len(merged)} clips of {len(args.sources)} stores")
+        print(f"{merged.location}: {len(merged)} clips of {len(args.sources)} stores")
         return 0
     store = FeatureStore(args.folder)
     if args.action == "info":
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "gc":
         from mmssl.features.maintain import gc
 
-        print(f"{store.folder}: {gc(store) / 1e6:.1f} MB set free")
+        print(f"{store.location}: {gc(store) / 1e6:.1f} MB set free")
         return 0
     from mmssl.features.export import export
 
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 def _info(store: FeatureStore) -> int:
     fields = store.fingerprint.fields
     size = sum(part.size for part in store.parts.values())
-    print(f"{store.folder}: {len(store)} clips in {len(store.parts)} shards, {size / 1e6:.1f} MB")
+    print(f"{store.location}: {len(store)} clips in {len(store.parts)} shards, {size / 1e6:.1f} MB")
     print(f"  upstream     {fields['upstream']} {fields.get('kwargs', '(built before it was handed over)')}")
     print(f"  frames       {fields['dtype'] if store.has_frames else 'not kept'}")
     print(f"  pooled       {', '.join(store.stats) or 'not kept'}")
@@ -88,14 +88,14 @@ def _verify(store: FeatureStore, remove_damaged: bool) -> int:
     for text in report.damaged_parts.values():
         print(f"damaged: {text}", file=sys.stderr)
     if report.ok:
-        print(f"{store.folder}: {report.checked} clips, all whole")
+        print(f"{store.location}: {report.checked} clips, all whole")
         return 0
     found = f"{len(report.damaged)} of {report.checked} clips and {len(report.damaged_parts)} index parts are damaged"
     if not remove_damaged:
-        print(f"{store.folder}: {found}; --remove takes them out, then the same extraction computes them again")
+        print(f"{store.location}: {found}; --remove takes them out, then the same extraction computes them again")
         return 1
     remove(store, report.damaged)
-    print(f"{store.folder}: {found} and were taken out; run the same extraction again to compute their clips")
+    print(f"{store.location}: {found} and were taken out; run the same extraction again to compute their clips")
     return 1
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import random
 import signal
@@ -351,3 +352,41 @@ def test_a_batch_that_does_not_fit_is_halved(conv_upstream, monkeypatch):
     monkeypatch.setattr(type(upstream), "extract", small)
     for one, two in zip(whole, forward_clips(upstream, waveforms), strict=True):
         torch.testing.assert_close(one["audio"].hidden_states, two["audio"].hidden_states, rtol=0, atol=1e-6)
+
+
+def test_a_disk_that_fills_up_in_the_middle_then_room_again(conv_upstream, make_clips, tmp_path, monkeypatch):
+    clips = make_clips(12)
+    how = ExtractOptions(batch_seconds=0.5, shard_seconds=0.0, progress=False)
+    calls, real = iter(range(1, 1000)), os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if next(calls) > 20:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fsync)
+        with pytest.raises(StoreError, match=r"the disk is full(.|\n)*run the same command again"):
+            extract(conv_upstream, clips, tmp_path / "s", options=how)
+    store = FeatureStore(tmp_path / "s")
+    finished = len(store)
+    assert 0 < finished < len(clips)
+    assert verify(store).ok
+    assert list(store.folder.glob("tmp-*")) == []
+    summary = extract(conv_upstream, clips, tmp_path / "s", options=how)
+    assert (summary.done, summary.reused) == (len(clips) - finished, finished)
+    extract(conv_upstream, clips, tmp_path / "whole", options=how)
+    assert same(FeatureStore(tmp_path / "s"), FeatureStore(tmp_path / "whole"))
+
+
+def test_a_store_of_another_version_is_refused_and_left_alone(conv_upstream, make_clips, tmp_path, monkeypatch):
+    clips = make_clips(2)
+    with monkeypatch.context() as patched:
+        patched.setattr("mmssl.__version__", "0.0.9")
+        extract(conv_upstream, clips, tmp_path / "s")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()}
+    with pytest.raises(StoreError, match=r"another configuration(.|\n)*mmssl: \"0\.0\.9\" -> (.|\n)*another folder"):
+        extract(conv_upstream, clips, tmp_path / "s")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()} == before
+    # reading does not depend on the version
+    assert len(FeatureStore(tmp_path / "s")[clips[0].id]["audio"].hidden_states) == 3

@@ -262,6 +262,8 @@ def test_refusals_of_urls(conv_upstream, make_clips, memory):
     clips = make_clips(1)
     with pytest.raises(StoreError, match="Protocol not known: nosuch"):
         extract(conv_upstream, clips, "nosuch://bucket/s")
+    with pytest.raises(StoreError, match="as a string"):
+        FeatureStore(Path(memory))
     with pytest.raises(StoreError, match=f"{memory} is no feature store"):
         FeatureStore(memory)
     extract(conv_upstream, clips, memory)

@@ -5,8 +5,10 @@ import errno
 import json
 import os
 import resource
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -15,6 +17,7 @@ from mmssl.errors import DataError, InputError, StoreError
 from mmssl.features.dataset import FeatureDataset
 from mmssl.features.fingerprint import make_fingerprint
 from mmssl.features.maintain import gc, remove, sweep, verify
+from mmssl.features.shards import file_crc, join_crc
 from mmssl.features.store import FeatureStore
 from mmssl.types import Layers
 from mmssl.upstreams.base import load_upstream
@@ -365,3 +368,20 @@ def test_shards_are_plain_safetensors(make_store):
         "a/audio/mean": (torch.float32, (3, 8)),
         "a/audio/std": (torch.float32, (3, 8)),
     }
+
+
+def test_checksums_are_joined_as_zlib_sums_the_whole():
+    generator = np.random.default_rng(0)
+    for a, b in ((0, 0), (0, 5), (7, 0), (13, 1000), (100_001, 300_003)):
+        first, second = generator.bytes(a), generator.bytes(b)
+        assert join_crc(zlib.crc32(first), zlib.crc32(second), b) == zlib.crc32(first + second)
+
+
+def test_checksums_of_large_tensors_are_those_of_the_file(make_store, monkeypatch):
+    for smallest in (1, 1 << 18):
+        monkeypatch.setattr("mmssl.features.shards._WORTH_JOINING", smallest)
+        store = make_store(str(smallest))
+        fill(store, ["a", "b"])
+        assert verify(store).ok
+        part = next(iter(store.parts.values()))
+        assert (part.size, part.crc32) == file_crc(store.folder / part.shard)
