@@ -84,6 +84,10 @@ class ByolA(ClipwiseUpstream):
         """Frames (B,) of clips of `lengths` (B,) samples: a whole eighth of the log-mel frames."""
         return self.log_mel.output_lengths(lengths) // POOLING**3
 
+    def frame_context(self) -> int | None:
+        """Two: the convolutions see 7 log-mel frames beyond the eight of a frame, which see 512 samples more."""
+        return 2
+
     def encode(self, waveforms: Tensor) -> list[Tensor]:
         """(B, T) without padding -> convolutions (B, T', 512), both linear maps after their ReLU (B, T', 2048)."""
         mel = ((self.log_mel(waveforms) - self.mean) / self.std).to(self.dtype)

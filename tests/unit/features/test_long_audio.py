@@ -41,6 +41,21 @@ def test_spectral_chunks_laid_end_to_end_are_the_whole(deltas, samples):
     assert float((found - whole).abs().max()) <= 1e-5 * float(whole.abs().mean())
 
 
+@pytest.mark.parametrize("samples", [9 * 16000, 100_000, 77_777])
+def test_chunks_of_a_convolutional_upstream_laid_end_to_end_are_the_whole(samples):
+    upstream = load_upstream("byol_a", hidden_size=16)
+    waveform = torch.randn(samples, generator=torch.Generator().manual_seed(0)) * 0.1
+    chunks = make_chunks(upstream, 1.6, 0.0)
+    assert chunks is not None
+    assert chunks.exact
+    pieces = list(forward_chunks(upstream, waveform, chunks))
+    assert len(pieces) > 2
+    for layer, whole in enumerate(forward_clips(upstream, [waveform])[0]["audio"].hidden_states):
+        joined = torch.cat([piece["audio"].hidden_states[layer] for piece in pieces])
+        assert joined.shape == whole.shape
+        assert float((joined - whole).abs().max()) < 1e-5 * float(whole.abs().mean())
+
+
 @pytest.mark.parametrize(("stride", "frames"), [(1, True), (3, True), (1, False)])
 def test_a_long_file_in_the_store_is_what_the_whole_gives(tmp_path, monkeypatch, stride, frames):
     # the frames go through the nameless file
