@@ -26,11 +26,22 @@ def tiny(depth: int) -> ResNetEncoder:
 
 
 # published for 80 filters and embeddings of 256 (WeSpeaker, VoxCeleb recipe)
-@pytest.mark.parametrize(("depth", "millions"), [(34, 6.63), (152, 19.81), (221, 23.79), (293, 28.62)])
+@pytest.mark.parametrize(("depth", "millions"), [(34, 6.63), (101, 15.89), (152, 19.81), (221, 23.79), (293, 28.62)])
 def test_it_has_as_many_parameters_as_published(depth: int, millions: float) -> None:
     with torch.device("meta"):
         encoder = ResNetEncoder(depth=depth)
     assert sum(p.numel() for p in encoder.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
+
+
+def test_the_smallest_has_two_blocks_a_stage() -> None:
+    expected, inputs = 9 * 32 + 2 * 32, 32
+    for width in (32, 64, 128, 256):
+        shortcut = inputs * width + 2 * width if width != inputs else 0
+        expected += 9 * inputs * width + 3 * 9 * width * width + 4 * 2 * width + shortcut
+        inputs = width
+    expected += 2 * 256 * 10 * 256 + 256
+    with torch.device("meta"):
+        assert sum(p.numel() for p in ResNetEncoder(depth=18).parameters()) == expected
 
 
 @pytest.mark.parametrize("depth", [18, 50])
