@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmssl.data.collate import collate_layers
 from mmssl.errors import InputError, did_you_mean
+from mmssl.lengths import zero_padding
 from mmssl.types import Layers
 
 if TYPE_CHECKING:
@@ -60,6 +61,12 @@ def present(layers: Layers) -> Tensor:
     import torch
 
     return torch.stack(layers.lengths).amin(0) > 0
+
+
+def cleared(layers: Layers) -> Layers:
+    """The same layers with zeros past each length, so that not even NaN there reaches a value or a gradient."""
+    clean = tuple(zero_padding(h, n) for h, n in zip(layers.hidden_states, layers.lengths, strict=True))
+    return Layers(clean, layers.lengths)
 
 
 def select_streams(streams: Mapping[str, Layers], names: Iterable[str]) -> Streams:

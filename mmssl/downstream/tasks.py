@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +18,7 @@ from mmssl.types import Layers, TaskOutput
 if TYPE_CHECKING:
     from mmssl.downstream.heads import Head
     from mmssl.interfaces.base import Interface
+    from mmssl.interfaces.fusion import Fusion
 
 REGRESSION_LOSSES = ("mse", "ccc")
 CCC_EPS = 1e-8
@@ -27,7 +28,7 @@ class UtteranceTask(nn.Module, ABC):
     """One answer per clip.
 
     Args:
-        interface: layers -> one sequence.
+        interface: layers of one stream -> one sequence; or a fusion, which takes the layers of several.
         head: one sequence -> scores.
 
     Attributes:
@@ -39,7 +40,7 @@ class UtteranceTask(nn.Module, ABC):
 
     monitor: str
 
-    def __init__(self, interface: Interface, head: Head) -> None:
+    def __init__(self, interface: Interface | Fusion, head: Head) -> None:
         super().__init__()
         if interface.output_size != head.input_size:
             raise ConfigError(
@@ -70,11 +71,11 @@ class UtteranceTask(nn.Module, ABC):
     def metrics(self, scores: Tensor, targets: Tensor) -> dict[str, float]:
         """Metrics of a whole split from the head's scores and the targets."""
 
-    def forward(self, layers: Layers, targets: Tensor) -> TaskOutput:
+    def forward(self, layers: Layers | Mapping[str, Layers], targets: Tensor) -> TaskOutput:
         """Loss and scores of a batch.
 
         Args:
-            layers: of B clips.
+            layers: of B clips; stream -> layers where a fusion takes them.
             targets: (B,) class indices, or (B,) or (B, D) values.
 
         Raises:
@@ -87,7 +88,7 @@ class UtteranceTask(nn.Module, ABC):
         return TaskOutput(self.loss(scores, checked), len(scores), scores)
 
     @torch.no_grad()
-    def predict(self, layers: Layers) -> Tensor:
+    def predict(self, layers: Layers | Mapping[str, Layers]) -> Tensor:
         """Answers for a batch, in eval mode and without gradients: (B, C) probabilities or (B, D) values."""
         training = self.training
         self.eval()
@@ -115,7 +116,9 @@ class UtteranceClassification(UtteranceTask):
     monitor = "dev_uar"
     class_weights: Tensor | None
 
-    def __init__(self, interface: Interface, head: Head, class_weights: Sequence[float] | Tensor | None = None) -> None:
+    def __init__(
+        self, interface: Interface | Fusion, head: Head, class_weights: Sequence[float] | Tensor | None = None
+    ) -> None:
         super().__init__(interface, head)
         weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32).clone()
         if weights is not None and (weights.shape != (head.num_outputs,) or not bool((weights > 0).all())):
@@ -168,7 +171,7 @@ class UtteranceRegression(UtteranceTask):
 
     monitor = "dev_ccc"
 
-    def __init__(self, interface: Interface, head: Head, loss: str = "mse") -> None:
+    def __init__(self, interface: Interface | Fusion, head: Head, loss: str = "mse") -> None:
         super().__init__(interface, head)
         if loss not in REGRESSION_LOSSES:
             raise ConfigError(f"The loss of a regression is {' or '.join(map(repr, REGRESSION_LOSSES))}, got {loss!r}.")

@@ -15,6 +15,7 @@ FROM_COUNTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "uar": classification.uar_from,
     "wa": classification.weighted_accuracy_from,
     "macro_f1": classification.macro_f1_from,
+    "weighted_f1": classification.weighted_f1_from,
 }
 FROM_VALUES: dict[str, Callable[..., np.ndarray]] = {
     "ccc": regression.ccc,
@@ -38,12 +39,12 @@ def bootstrap_interval(
     replacement from the n, and the interval is that between the percentiles of the metric over such samples. Clips
     are taken as independent: clips of few speakers make it too narrow, so give the interval over folds beside it.
 
-    For "uar", "wa" and "macro_f1" the samples are drawn as confusion counts, which are multinomial: the same
-    distribution as drawing clips, without touching them.
+    For "uar", "wa", "macro_f1" and "weighted_f1" the samples are drawn as confusion counts, which are multinomial: the
+    same distribution as drawing clips, without touching them.
 
     Args:
-        metric: "uar", "wa", "macro_f1", "ccc", "pearson", "rmse", or a function of (truth, prediction), called once
-            per sample.
+        metric: "uar", "wa", "macro_f1", "weighted_f1", "ccc", "pearson", "rmse", or a function of (truth, prediction),
+            called once per sample.
         truth: (n,) class indices or values.
         prediction: the same.
         num_samples: bootstrap samples.

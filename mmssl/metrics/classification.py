@@ -72,6 +72,13 @@ def macro_f1_from(counts: npt.NDArray[np.int64]) -> Floats:
     return np.nanmean(_share(2 * hits, counts.sum(-1) + counts.sum(-2)), axis=-1)
 
 
+def weighted_f1_from(counts: npt.NDArray[np.int64]) -> Floats:
+    """Mean F1 over classes, each weighing as many clips as the truth holds of it."""
+    hits, true = np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-1)
+    f1 = _share(2 * hits, true + counts.sum(-2))
+    return _share(np.where(true > 0, np.nan_to_num(f1) * true, 0.0).sum(-1), true.sum(-1))
+
+
 def per_class_recall(truth: Ints, prediction: Ints, num_classes: int | None = None) -> Floats:
     """(C,) share of each class's clips that are right, NaN for a class that the truth does not hold.
 
@@ -108,3 +115,11 @@ def macro_f1(truth: Ints, prediction: Ints, num_classes: int | None = None) -> f
     Args and errors as `confusion_matrix`.
     """
     return float(macro_f1_from(confusion_matrix(truth, prediction, num_classes)))
+
+
+def weighted_f1(truth: Ints, prediction: Ints, num_classes: int | None = None) -> float:
+    """Mean of the classes' F1, weighted by their numbers of clips in the truth, in [0, 1]: the WF1 of MER and AVCAFFE.
+
+    Args and errors as `confusion_matrix`.
+    """
+    return float(weighted_f1_from(confusion_matrix(truth, prediction, num_classes)))

@@ -5,6 +5,8 @@ All draws come from a generator on the CPU, so that a mask depends on its seed a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ def span_mask(
     *,
     min_spans: int = 0,
     no_overlap: bool = False,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
 ) -> Tensor:
     """Spans of `span` frames, which may overlap, as in wav2vec 2.0 and HuBERT.
 
@@ -35,7 +37,7 @@ def span_mask(
         span: frames of one span.
         min_spans: at least so many spans for each clip where they fit.
         no_overlap: spans keep apart, so that the share of hidden frames is `probability` (less what does not fit).
-        generator: on the CPU; None draws from the global generator.
+        generator: on the CPU, or one for each clip; None draws from the global generator.
 
     Returns:
         (B, T) bool on the CPU, T the longest clip; True for hidden frames, never past a clip's end.
@@ -51,10 +53,11 @@ def span_mask(
         )
     sizes = [int(n) for n in lengths]
     mask = torch.zeros(len(sizes), max(sizes), dtype=torch.bool)
-    for row, size in zip(mask, sizes, strict=True):
-        rounding = float(torch.rand((), generator=generator))
+    draws = generator if isinstance(generator, Sequence) else [generator] * len(sizes)
+    for row, size, draw in zip(mask, sizes, draws, strict=True):
+        rounding = float(torch.rand((), generator=draw))
         count = max(int(probability * size / span + rounding), min_spans)
-        for start in _starts(size, span, count, no_overlap, generator):
+        for start in _starts(size, span, count, no_overlap, draw):
             row[start : start + span] = True
     if not mask.any():
         raise InputError(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmssl.errors import ConfigError
+from mmssl.objectives.losses.base import Loss
 from mmssl.objectives.targets.base import Target
 from mmssl.objectives.term import Term
 from mmssl.objectives.types import Encoder, Examples, Step
@@ -79,7 +80,7 @@ class Objective(nn.Module):
         if needed[-1] >= len(views):
             raise ConfigError(f"A term asks for view {needed[-1]}, the batch has {len(views)} (numbered from 0).")
         encoded = {number: self.encoder.encode(views[number]) for number in needed}
-        state = Step(step, views, encoded, self.encoder, generator)
+        state = Step(step, views, encoded, self.encoder, generator, seeds=examples.seeds)
         health = bool(self.health_every) and step % self.health_every == 0
         total: Tensor | None = None
         count = 0
@@ -107,8 +108,16 @@ class Objective(nn.Module):
         """To be called after each optimizer step, with the number of steps done before it: teachers and queues move."""
         for target in self._targets():
             target.after_step(step, self.encoder)
-        for loss in {id(term.loss): term.loss for term in self.terms}.values():
+        for loss in self._losses():
             loss.after_step()
+
+    def after_skipped_step(self) -> None:
+        """To be called instead of `after_step` where a loss scale left the step out: teachers and queues stay."""
+        for loss in self._losses():
+            loss.after_skipped_step()
+
+    def _losses(self) -> list[Loss]:
+        return list({id(term.loss): term.loss for term in self.terms}.values())
 
     def _targets(self) -> list[Target]:
         found = {id(term.target): term.target for term in self.terms if term.target is not None}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from mmssl.errors import ConfigError, InputError
-from mmssl.objectives.health import effective_rank, spread, usage_entropy
+from mmssl.objectives.health import effective_rank, size, spread, usage_entropy
+from mmssl.objectives.joint import joint_weight
 from mmssl.objectives.losses.base import Loss, LossOutput, select_rows
 from mmssl.objectives.schedule import Schedule, value_at
 from mmssl.objectives.targets.base import Target
@@ -72,7 +74,7 @@ class Term(nn.Module):
         return needed
 
     def forward(self, step: Step, health: bool = False) -> LossOutput:
-        """Mean loss over the pairs, before its weight.
+        """Mean loss over the pairs, before its weight. Of several ranks each has its share of the joint mean.
 
         Args:
             step: the step.
@@ -105,17 +107,27 @@ class Term(nn.Module):
         if self.pool:
             frames, where = _pooled(frames, self._selected(encoded, self.where)), None
         prediction = frames if self.head is None else self.head(encoded if decodes else frames)
-        output = self.loss(prediction, target, where, generator=step.generator)
-        if not torch.isfinite(output.loss):
+        # draws that follow the clips' own seeds do not depend on the batch, nor on the process that has the clip
+        draws = {"seeds": step.seeds} if self.loss.draws_for_clips and len(step.seeds) == len(prediction) else {}
+        output = self.loss(prediction, target, where, generator=step.generator, **draws)
+        weight, finite = joint_weight(output.loss.detach(), output.count)
+        if not finite:
+            here = torch.isfinite(output.loss)
+            value = "not finite in another process" if here else str(float(output.loss.detach()))
             raise InputError(
-                f"The loss of the term {self.name!r} is {float(output.loss.detach())} at step {step.index}: look for "
+                f"The loss of the term {self.name!r} is {value} at step {step.index}: look for "
                 "values in the input that are not finite, lower the learning rate, or train in bfloat16 or float32."
             )
+        if weight != 1.0:
+            output = replace(output, loss=output.loss * weight)
         if not health:
             return output
         seen = encoded.output.mask if decodes else where
         logs = {**output.logs, **self._health(frames, seen, prediction, target, where)}
-        if self.where == "hidden" and not self.pool and "accuracy" in output.logs and target is not None:
+        # a process without visible frames would leave the others waiting where rows are gathered
+        gathers = getattr(self.loss, "gather", False)
+        alone = self.where == "hidden" and not self.pool and not gathers
+        if alone and "accuracy" in output.logs and target is not None:
             logs |= self._visible_accuracy(step, encoded, prediction, target)
         return LossOutput(output.loss, output.count, logs)
 
@@ -156,15 +168,16 @@ class Term(nn.Module):
     def _health(
         self, frames: Tensor, seen: Tensor | None, prediction: Tensor, target: Tensor | None, where: Tensor | None
     ) -> dict[str, Tensor]:
-        """Spread and rank of the frames that were `seen`, and of prediction and target where the loss looks."""
+        """Spread, size and rank of the frames that were `seen`, and of prediction and target where the loss looks."""
         if target is None:
             return {}
         rows = select_rows(frames.detach(), seen)
         logs = {"representation_rank": effective_rank(rows), "representation_spread": spread(rows)}
+        logs["representation_size"] = size(rows)
         if target.is_floating_point():
             rows = select_rows(target.detach(), where)
             predicted = select_rows(prediction.detach(), where)
-            logs |= {"target_spread": spread(rows), "target_rank": effective_rank(rows)}
+            logs |= {"target_spread": spread(rows), "target_rank": effective_rank(rows), "target_size": size(rows)}
             logs |= {"prediction_spread": spread(predicted)}
         elif target.dim() > 1:
             extra = target.dim() - 2

@@ -155,6 +155,7 @@ class Step:
         generator: on the CPU, for all that is drawn.
         records: (view, name) -> values (B, T, ...) that a target leaves for later terms.
         logs: name -> scalar that targets leave for the log.
+        seeds: as in `Examples`.
     """
 
     index: int
@@ -164,6 +165,7 @@ class Step:
     generator: torch.Generator
     records: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     logs: dict[str, Tensor] = field(default_factory=dict)
+    seeds: tuple[int, ...] = ()
 
     def stream(self, view: int, stream: str) -> Encoded:
         """What the student made of a stream of a view.

@@ -10,6 +10,10 @@ from torch import nn
 from mmssl.errors import ConfigError
 from mmssl.nn.masking import span_mask
 from mmssl.objectives.types import Encoder, Examples, Hidden, Masker, View
+from mmssl.random import mix
+
+# places where something is drawn for a clip: two of them never draw the same numbers
+_SPANS, _MASKER = 21, 22
 
 
 class Views(nn.Module, ABC):
@@ -61,18 +65,21 @@ class SpanMasked(Views):
         self.stream = stream
 
     def forward(self, examples: Examples, encoder: Encoder, generator: torch.Generator) -> list[View]:
-        """The masked view; see `Views.forward`."""
+        """The masked view; see `Views.forward`. Without seeds of the clips, masks come from `generator`."""
         lengths = encoder.frame_lengths(examples.inputs)
         if self.stream not in lengths:
             raise ConfigError(f"The encoder has the streams {', '.join(lengths)}, the mask is for {self.stream!r}.")
+        # a clip with a seed of its own has the same mask in any batch and any process
+        draws = [torch.Generator().manual_seed(mix(seed, _SPANS)) for seed in examples.seeds]
         mask = span_mask(
             lengths[self.stream],
             self.probability,
             self.span,
             min_spans=self.min_spans,
             no_overlap=self.no_overlap,
-            generator=generator,
+            generator=draws or generator,
         )
-        seeds = torch.randint(2**31, (len(mask),), generator=generator).tolist()
+        seeds = [mix(seed, _MASKER) for seed in examples.seeds]
+        seeds = seeds or torch.randint(2**31, (len(mask),), generator=generator).tolist()
         hidden = Hidden(mask.to(examples.inputs.device), self.masker, tuple(seeds))
         return [View(examples.inputs, {self.stream: hidden}, examples.ids, examples.labels, examples.starts)]

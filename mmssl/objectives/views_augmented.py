@@ -173,14 +173,17 @@ def dino_chains(
     num_local: int = 8,
     global_scale: tuple[float, float] = (0.4, 1.0),
     local_scale: tuple[float, float] = (0.05, 0.4),
+    strength: float = 1.0,
 ) -> list[Chain]:
     """DINO's multi-crop: two global chains, the second with solarisation, and `num_local` local ones.
+
+    `strength` is that of the colour jitter, whose hues turn by .5 at most.
 
     Source: Caron et al. 2021, appendix C, and the authors' code. Blurs are scaled with the size, as in SimCLR.
     """
     colours = [
         With(0.5, HorizontalFlip()),
-        With(0.8, ColorJitter(0.4, 0.4, 0.2, 0.1)),
+        With(0.8, ColorJitter(0.4 * strength, 0.4 * strength, 0.2 * strength, min(0.1 * strength, 0.5))),
         With(0.2, Grayscale()),
     ]
     large, blur = RandomResizedCrop(global_size, global_scale), _blur(global_size)

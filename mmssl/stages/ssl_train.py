@@ -28,6 +28,7 @@ from mmssl.stages.ssl_setup import (
     make_reader,
 )
 from mmssl.stages.ssl_targets import make_units
+from mmssl.stages.ssl_watch import online_probe
 
 # how often it is saved and by how many workers it is read changes no run
 _NO_CHANGE = ("save_every", "num_workers", "cache_bytes")
@@ -104,13 +105,16 @@ def _train_one(context: Context, iteration: Iteration, before: str) -> dict[str,
     given = {key: v for key, v in config["pretrain"].items() if v is not None or key == "batch_seconds"}
     settings: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
     settings["max_steps"] = iteration.steps
+    reader = make_reader(config, upstream)
     result = pretrain(
         objective,
         clips,
         folder,
-        reader=make_reader(config, upstream),
+        reader=reader,
+        callbacks=online_probe(context, upstream, reader),
         device=context.device(),
         on_error=config["data"]["on_error"],
+        log=lambda line: log.info("   %s", line),
         **settings,
     )
     seconds = time.monotonic() - began
@@ -136,12 +140,14 @@ def _train_one(context: Context, iteration: Iteration, before: str) -> dict[str,
 def _clear_other_run(context: Context, iteration: Iteration, fingerprint: str) -> None:
     """Remove the checkpoint of a run with other settings, which could not go on as this one."""
     from mmssl.training.pretrain import CHECKPOINT, HISTORY
+    from mmssl.training.pretrain_loggers import METRICS
+    from mmssl.training.pretrain_watch import WARNINGS
 
     folder = folder_of(context, iteration.number)
     path = folder / SETTINGS
     if path.is_file() and read_json(path)["digest"] == fingerprint:
         return
-    for name in (CHECKPOINT, HISTORY, RUN):
+    for name in (CHECKPOINT, HISTORY, METRICS, WARNINGS, RUN):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / UPSTREAM, ignore_errors=True)
     write_json(path, {"digest": fingerprint})

@@ -7,7 +7,7 @@ and slices batches out of it. Sequences of frames go through a DataLoader that p
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from mmssl.data.collate import collate_layers
+from mmssl.data.streams import Streams, collate_streams
 from mmssl.errors import InputError
 from mmssl.types import Layers
 
-Batch = tuple[Layers, Tensor]
+Batch = tuple[Layers | Streams, Tensor]
 
 
 class TensorBatches:
@@ -49,7 +50,7 @@ class TensorBatches:
 
     @classmethod
     def of(cls, dataset: Dataset[Any] | TensorBatches) -> TensorBatches | None:
-        """Read a dataset into memory, once; None where a clip has more than one frame in a layer.
+        """Read a dataset into memory, once; None where a clip has several streams or a layer more than one frame.
 
         Raises:
             InputError: the dataset is empty or its clips do not fit each other.
@@ -59,10 +60,12 @@ class TensorBatches:
         items = []
         for index in range(_size(dataset)):
             layers, target = dataset[index]
-            if any(len(h) != 1 or int(n) != 1 for h, n in zip(layers.hidden_states, layers.lengths, strict=True)):
+            if isinstance(layers, Mapping) or any(
+                len(h) != 1 or int(n) != 1 for h, n in zip(layers.hidden_states, layers.lengths, strict=True)
+            ):
                 return None
             items.append((layers, target))
-        return cls(*collate(items))
+        return cls(collate_layers([layers for layers, _ in items]), _stacked_targets(items))
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -139,12 +142,18 @@ def loader(batches: StepStream | PassOnce) -> DataLoader[Batch]:
     return DataLoader(batches, batch_size=None, generator=torch.Generator().manual_seed(0))
 
 
-def collate(items: Sequence[tuple[Layers, Any]]) -> Batch:
-    """Batch of (Layers of one clip, target) items: padded layers and (B, ...) targets."""
+def collate(items: Sequence[tuple[Layers | Mapping[str, Layers], Any]]) -> Batch:
+    """Batch of (layers of one clip, or stream -> layers, target) items: padded layers and (B, ...) targets."""
+    targets = _stacked_targets(items)
+    streams = [layers for layers, _ in items if isinstance(layers, Mapping)]
+    if streams:
+        return collate_streams(streams), targets
+    return collate_layers([layers for layers, _ in items if isinstance(layers, Layers)]), targets
+
+
+def _stacked_targets(items: Sequence[tuple[Any, Any]]) -> Tensor:
     targets = torch.stack([torch.as_tensor(target) for _, target in items])
-    if targets.is_floating_point():
-        targets = targets.float()
-    return collate_layers([layers for layers, _ in items]), targets
+    return targets.float() if targets.is_floating_point() else targets
 
 
 def _batch(dataset: Dataset[Any] | TensorBatches, clips: Tensor) -> Batch:

@@ -53,7 +53,10 @@ class PretrainBatches(Dataset[PretrainBatch]):
         on_error: "raise", or "skip" to leave out clips that cannot be read and list them in `skipped`.
         labels: fields of the clips ("speaker", "split" or a label) that go with the examples, as numbers of their
             sorted values; -1 where a clip has none.
-        rank, world_size: this process takes the clips `rank`, `rank + world_size` ... of each batch.
+        rank, world_size: this process takes the clips `rank`, `rank + world_size` ... of each batch, whose clips do not
+            depend on the number of processes. Of a batch with fewer clips than processes some have the same clip.
+        even: every process takes the same number; the up to `world_size - 1` clips of a batch that are left over are
+            left out, for losses that gather rows.
 
     Attributes:
         clips: those that are used.
@@ -79,11 +82,12 @@ class PretrainBatches(Dataset[PretrainBatch]):
         labels: Sequence[str] = (),
         rank: int = 0,
         world_size: int = 1,
+        even: bool = False,
     ) -> None:
         if on_error not in ON_ERROR:
             raise ConfigError(f"on_error must be one of {', '.join(ON_ERROR)}, got {on_error!r}.")
         self.reader, self.seed, self.cache_bytes, self.on_error = reader, seed, cache_bytes, on_error
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.even = rank, world_size, even
         self.batch_units, self.batch_size = _limits(reader, batch_seconds, batch_size)
         self.clips: list[Clip] = []
         self.skipped: dict[str, str] = {}
@@ -121,7 +125,6 @@ class PretrainBatches(Dataset[PretrainBatch]):
 
         Raises:
             MediaError: a damaged file, or with on_error="skip" a batch of nothing else.
-            DataError: fewer clips in the batch than ranks.
         """
         epoch, first = 0, 0
         while number >= first + len(self.plan(epoch)):
@@ -129,9 +132,10 @@ class PretrainBatches(Dataset[PretrainBatch]):
             epoch += 1
         members = self.plan(epoch)[number - first]
         if len(members) < self.world_size:
-            raise DataError(
-                f"Batch {number} has {len(members)} clips for {self.world_size} processes: give larger batches."
-            )
+            # no process may be without a clip: some clips are taken twice
+            members = [members[k % len(members)] for k in range(self.world_size)]
+        if self.even:
+            members = members[: len(members) // self.world_size * self.world_size]
         items: list[Item] = []
         kept: list[int] = []
         failed: dict[str, str] = {}
@@ -139,7 +143,8 @@ class PretrainBatches(Dataset[PretrainBatch]):
             try:
                 items.append(self._read(index, epoch))
             except MediaError as error:
-                if self.on_error == "raise":
+                # processes that gather rows could not go on with unequal numbers of them
+                if self.on_error == "raise" or (self.even and self.world_size > 1):
                     raise
                 failed[self.clips[index].id] = str(error)
                 continue
@@ -210,6 +215,7 @@ class PretrainBatches(Dataset[PretrainBatch]):
         per_batch = min(max(1, self.batch_units * len(self._sizes) // sum(self._sizes)), self.batch_size)
         batches: list[list[int]] = []
         for begin in range(0, len(order), per_batch * _BUCKET):
+            of_before = len(batches)
             current: list[int] = []
             total = 0
             for index in sorted(order[begin : begin + per_batch * _BUCKET], key=lambda k: (self._sizes[k], k)):
@@ -220,7 +226,16 @@ class PretrainBatches(Dataset[PretrainBatch]):
                 current.append(index)
                 total += self._sizes[index]
             batches.append(current)
+            if len(batches) - of_before > 1:
+                self._fill_last(batches[-2], batches[-1])
         return batches
+
+    def _fill_last(self, previous: list[int], last: list[int]) -> None:
+        """Let the batch before the last share its clips: a single one would have no negatives."""
+        total = sum(self._sizes[index] for index in last)
+        while len(last) + 1 < len(previous) and total + self._sizes[previous[-1]] <= self.batch_units:
+            total += self._sizes[previous[-1]]
+            last.insert(0, previous.pop())
 
 
 class _Onwards(Sampler[int]):

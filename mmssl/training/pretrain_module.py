@@ -7,40 +7,24 @@ with the run's seed and k. A run that is resumed from a checkpoint therefore goe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mmssl.errors import ConfigError
+from mmssl.errors import ConfigError, InputError
 from mmssl.objectives.objective import Objective
-from mmssl.random import isolated_rng
+from mmssl.random import isolated_rng, mix
 from mmssl.training.pretrain_batches import PretrainBatch
+from mmssl.training.pretrain_optim import Optimization, block_depths, parameter_groups
+from mmssl.training.pretrain_optim import learning_rate_factor as learning_rate_factor
+from mmssl.training.pretrain_parallel import gathered, spread_parameters
 from mmssl.types import Inputs
-
-DECAYS = ("linear", "cosine", "constant")
-
-
-def learning_rate_factor(step: int, warmup_steps: int, max_steps: int, decay: str) -> float:
-    """Factor of the learning rate at a step: linear warm-up from 1 / warmup_steps to 1, then the decay.
-
-    Args:
-        step: optimizer steps done before.
-        warmup_steps: of the warm-up; 0 for none.
-        max_steps: where "linear" and "cosine" reach 0.
-        decay: "linear" (wav2vec 2.0, HuBERT), "cosine" (data2vec, MAE) or "constant".
-    """
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    share = min((step - warmup_steps) / max(max_steps - warmup_steps, 1), 1.0)
-    if decay == "linear":
-        return 1 - share
-    return (1 + math.cos(math.pi * share)) / 2 if decay == "cosine" else 1.0
 
 
 class PretrainModule(LightningModule):
@@ -48,68 +32,63 @@ class PretrainModule(LightningModule):
 
     Args:
         objective: what is trained.
-        loader: from the number of the first batch to a loader of all that follow.
-        learning_rate: the highest.
-        warmup_steps, max_steps, decay: see `learning_rate_factor`.
-        betas, eps, weight_decay: of AdamW; biases, norms and mask tokens are not decayed.
-        accumulate: batches per optimizer step.
+        loader: from the number of the first batch, this process's rank and the number of processes to a loader of all
+            batches that follow.
+        settings: of the optimizer and its learning rate.
         seed: of all that is drawn.
         log_every: steps between two rows of the history.
 
     Attributes:
-        history: one row per `log_every` steps, the means over their batches: step, learning_rate, grad_norm, clips,
-            and the objective's logs.
+        history: one row per `log_every` steps, the means over their batches and over processes: step, learning_rate
+            (the highest of all groups), grad_norm, clips (of all processes), the objective's logs, and what callbacks
+            `note`; with precision "16-mixed" also loss_scale, and skipped_steps, the number of steps of the run so far
+            that were not taken because gradients had overflowed.
         batches_done: batches seen so far.
         resumed_from: steps that were done before this process; 0 for a new run.
+        skipped_steps: of the run so far; they count as steps of the schedule.
         failed: id -> why, of clips that turned out to be unreadable.
-
-    Raises:
-        ConfigError: a value out of range.
     """
 
     def __init__(
         self,
         objective: Objective,
-        loader: Callable[[int], DataLoader[PretrainBatch]],
-        learning_rate: float,
-        max_steps: int,
-        warmup_steps: int = 0,
-        decay: str = "linear",
-        betas: tuple[float, float] = (0.9, 0.98),
-        eps: float = 1e-6,
-        weight_decay: float = 0.01,
-        accumulate: int = 1,
+        loader: Callable[[int, int, int], DataLoader[PretrainBatch]],
+        settings: Optimization,
         seed: int = 0,
         log_every: int = 10,
     ) -> None:
         super().__init__()
-        if decay not in DECAYS:
-            raise ConfigError(f"decay must be one of {', '.join(DECAYS)}, got {decay!r}.")
-        if not learning_rate > 0 or weight_decay < 0 or not 0 <= warmup_steps <= max_steps:
-            raise ConfigError(
-                f"learning_rate must be above 0, weight_decay at least 0 and warmup_steps between 0 and max_steps, "
-                f"got {learning_rate}, {weight_decay} and {warmup_steps} of {max_steps}."
-            )
-        self.objective, self._loader = objective, loader
-        self.learning_rate, self.max_steps, self.warmup_steps, self.decay = (
-            learning_rate,
-            max_steps,
-            warmup_steps,
-            decay,
-        )
-        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
-        self.accumulate, self.seed, self.log_every = accumulate, seed, log_every
+        self.objective, self._loader, self.settings = objective, loader, settings
+        self.seed, self.log_every = seed, log_every
         self.history: list[dict[str, float]] = []
-        self.batches_done = 0
-        self.resumed_from = 0
+        self.batches_done = self.resumed_from = self.skipped_steps = 0
         self.failed: dict[str, str] = {}
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
+        self._notes: dict[str, float] = {}
         self._epoch = -1
+        self._stepped = False
+
+    def note(self, name: str, value: float) -> None:
+        """Put a scalar into the row of the history that belongs to the present step.
+
+        Between two rows it goes to the next one, where the last value of a name counts.
+        """
+        if self.history and self.history[-1]["step"] == self.global_step:
+            self.history[-1][name] = float(value)
+        else:
+            self._notes[name] = float(value)
+
+    def configure_model(self) -> None:
+        """With FSDP, spread the parameters over the processes."""
+        if self.device_mesh is not None:
+            upstream = self.objective.encoder.upstream
+            blocks = [upstream.get_submodule(prefix.rstrip(".")) for prefix in block_depths(upstream)]
+            spread_parameters(self.objective, self.device_mesh["data_parallel"], blocks)
 
     def train_dataloader(self) -> DataLoader[PretrainBatch]:
-        """Batches from where the run stands."""
-        return self._loader(self.batches_done)
+        """Batches from where the run stands, this process's share of each."""
+        return self._loader(self.batches_done, self.trainer.global_rank, self.trainer.world_size)
 
     def transfer_batch_to_device(self, batch: PretrainBatch, device: torch.device, index: int) -> PretrainBatch:
         """Move the media of a batch; labels stay where they are."""
@@ -122,24 +101,22 @@ class PretrainModule(LightningModule):
         return replace(batch, examples=replace(batch.examples, inputs=moved))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW in two groups, and the learning rate per step."""
-        trained = [p for p in self.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.dim() > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.eps)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(step, self.warmup_steps, self.max_steps, self.decay)
-        )
+        """AdamW in groups, and the learning rate per step."""
+        settings = self.settings
+        groups = parameter_groups(self.objective, settings)
+        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps)
+        optimizer.register_step_post_hook(self._note_step)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, settings.factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: PretrainBatch, batch_index: int) -> Tensor:
-        """Loss of a batch."""
+        """Loss of a batch, or this process's share of it."""
         if batch.epoch != self._epoch:
             self._epoch = batch.epoch
             self.objective.before_epoch(batch.epoch)
         seed = (self.seed * 1_000_003 + batch.number) % 2**31
+        if self.trainer.global_rank:
+            seed = mix(seed, self.trainer.global_rank)
         with isolated_rng(seed):
             output = self.objective(batch.examples, self.global_step, torch.Generator().manual_seed(seed))
         self.batches_done = batch.number + 1
@@ -148,31 +125,57 @@ class PretrainModule(LightningModule):
         return output.loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the norm of the gradients, before they are clipped."""
-        norms = [p.grad.detach().float().norm() for p in self.parameters() if p.grad is not None]
-        norm = torch.stack(norms).norm()
-        self._add({"grad_norm": float(norm), "learning_rate": float(optimizer.param_groups[0]["lr"])})
+        """Log the norm of the gradients, and clip them.
+
+        Raises:
+            InputError: it is not finite, and there is no loss scale that would come down for it.
+        """
+        trained = [p for p in self.parameters() if p.grad is not None]
+        total = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        norm = float(total.full_tensor() if hasattr(total, "full_tensor") else total)
+        scaler = self._scaler()
+        self._add({"learning_rate": max(float(group["lr"]) for group in optimizer.param_groups)})
+        if scaler is not None:
+            self._add({"loss_scale": float(scaler.get_scale())})
+        if math.isfinite(norm):
+            self._add({"grad_norm": norm})
+            if self.settings.grad_clip is not None:
+                nn.utils.clip_grads_with_norm_(trained, self.settings.grad_clip, total)
+        elif scaler is None:
+            raise InputError(
+                f"The gradient is {norm} at step {self.global_step}, though the loss is finite: lower the learning "
+                "rate, or look for a square root or logarithm of 0. The last checkpoint is sound."
+            )
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, then let teachers, centres and queues follow."""
-        step = self.global_step
+        """Step, then let teachers, centres and queues follow, unless the loss scale has had the step left out."""
+        step, self._stepped = self.global_step, False
         super().optimizer_step(*args, **kwargs)
-        self.objective.after_step(step)
-        if (step + 1) % self.log_every == 0 or step + 1 == self.max_steps:
-            means = {name: total / self._counts[name] for name, total in self._sums.items()}
-            self.history.append({"step": float(step + 1), **means})
-            self._sums, self._counts = {}, {}
+        if self._stepped:
+            self.objective.after_step(step)
+        else:
+            self.objective.after_skipped_step()
+            self.skipped_steps += 1
+        if (step + 1) % self.log_every == 0 or step + 1 == self.settings.max_steps:
+            row = {"step": float(step + 1), **self._means()}
+            if self._scaler() is not None:
+                row["skipped_steps"] = float(self.skipped_steps)
+            self.history.append({**row, **self._notes})
+            self._notes = {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the place in the data and the log."""
+        parts = gathered((self._sums, self._counts))
         checkpoint["pretrain"] = {
             "batches_done": self.batches_done,
             "history": self.history,
-            "sums": self._sums,
-            "counts": self._counts,
+            "sums": [sums for sums, _ in parts],
+            "counts": [counts for _, counts in parts],
+            "notes": self._notes,
+            "skipped_steps": self.skipped_steps,
             "epoch": self._epoch,
             "seed": self.seed,
-            "accumulate": self.accumulate,
+            "accumulate": self.settings.accumulate,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -182,17 +185,49 @@ class PretrainModule(LightningModule):
             ConfigError: the run that is resumed had another seed or accumulation.
         """
         state = checkpoint["pretrain"]
-        for name in ("seed", "accumulate"):
-            if state[name] != getattr(self, name):
+        for name, value in (("seed", self.seed), ("accumulate", self.settings.accumulate)):
+            if state[name] != value:
                 raise ConfigError(
-                    f"The run to resume had {name} = {state[name]}, now it is {getattr(self, name)}: it could not "
+                    f"The run to resume had {name} = {state[name]}, now it is {value}: it could not "
                     "go on as it was. Keep the value, or start in another folder."
                 )
         self.resumed_from = int(checkpoint["global_step"])
         self.batches_done, self.history = state["batches_done"], list(state["history"])
-        self._sums, self._counts, self._epoch = dict(state["sums"]), dict(state["counts"]), state["epoch"]
+        self.skipped_steps, self._notes = state["skipped_steps"], dict(state["notes"])
+        self._epoch = state["epoch"]
+        # with another number of processes than before, a row that was begun is finished without what was in it
+        sums, counts = state["sums"], state["counts"]
+        if len(sums) == self.trainer.world_size:
+            self._sums = dict(sums[self.trainer.global_rank])
+            self._counts = dict(counts[self.trainer.global_rank])
+
+    def _scaler(self) -> torch.amp.GradScaler | None:
+        return getattr(self.trainer.precision_plugin, "scaler", None)
+
+    def _note_step(self, *args: Any) -> None:
+        """Called by the optimizer when it has really stepped."""
+        self._stepped = True
 
     def _add(self, values: dict[str, float]) -> None:
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
             self._counts[name] = self._counts.get(name, 0) + 1
+
+    def _means(self) -> dict[str, float]:
+        """Means since the last row, over processes too; clips are those of all processes."""
+        parts = gathered((self._sums, self._counts, self.failed))
+        means = _joined([part[0] for part in parts], [part[1] for part in parts])
+        for _, _, failed in parts:
+            self.failed |= failed
+        self._sums, self._counts = {}, {}
+        return means
+
+
+def _joined(sums: Sequence[dict[str, float]], counts: Sequence[dict[str, int]]) -> dict[str, float]:
+    names = {name: None for part in sums for name in part}
+    means = {
+        name: sum(part.get(name, 0.0) for part in sums) / sum(part.get(name, 0) for part in counts) for name in names
+    }
+    if "clips" in means:
+        means["clips"] *= len(sums)
+    return means

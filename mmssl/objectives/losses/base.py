@@ -33,10 +33,12 @@ class Loss(nn.Module, ABC):
     Attributes:
         needs_target: False for a penalty, which looks at the prediction alone.
         compares_rows: True where the loss needs more than one row, because rows are contrasted with each other.
+        draws_for_clips: True where `forward` takes `seeds` of the clips too, and draws from them where it has any.
     """
 
     needs_target = True
     compares_rows = False
+    draws_for_clips = False
 
     @abstractmethod
     def forward(
@@ -61,6 +63,10 @@ class Loss(nn.Module, ABC):
 
     def after_step(self) -> None:
         """Called once after each optimizer step; for losses that keep a running state."""
+        return
+
+    def after_skipped_step(self) -> None:
+        """Called instead of `after_step` where a loss scale left the step out: forget what was kept for it."""
         return
 
 

@@ -96,6 +96,10 @@ class InfoNCE(Loss):
             self.queue = torch.cat([*reversed(self._pending), *old])[: self.queue_size].clone()
             self._pending.clear()
 
+    def after_skipped_step(self) -> None:
+        """Leave the queue as it is; see `Loss.after_skipped_step`."""
+        self._pending.clear()
+
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
         """A queue grows while it fills: take over the size that was saved."""
         saved = state_dict.get(prefix + "queue")

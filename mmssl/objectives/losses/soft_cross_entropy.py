@@ -79,6 +79,8 @@ class SoftCrossEntropy(Loss):
     ) -> LossOutput:
         """Mean over selected rows; logs the teacher's entropy and the divergence that is left of the loss.
 
+        "code_usage_entropy" is the entropy of the teacher's mean over the rows: 0 when one output wins for every clip.
+
         Args:
             prediction: student's outputs (B, C) or (B, T, C).
             target: the teacher's, of the same shape; no gradient reaches it.
@@ -95,8 +97,10 @@ class SoftCrossEntropy(Loss):
             self._sum = total if self._sum is None else self._sum + total
             self._rows += len(teacher)
         entropy = -(probabilities * log_teacher).sum(-1).mean()
+        usage = probabilities.mean(0)
         logs = {
             "teacher_entropy": entropy,
+            "code_usage_entropy": -torch.xlogy(usage, usage).sum(),
             "divergence": loss.detach() - entropy,
             "ln_n": torch.tensor(math.log(student.shape[1])),
         }
@@ -110,3 +114,7 @@ class SoftCrossEntropy(Loss):
             self.center.mul_(self.center_momentum).add_(mean, alpha=1 - self.center_momentum)
             self._sum, self._rows = None, 0
         self.steps += 1
+
+    def after_skipped_step(self) -> None:
+        """Leave the centre as it is; see `Loss.after_skipped_step`."""
+        self._sum, self._rows = None, 0

@@ -7,6 +7,7 @@ equation 3.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,15 +15,21 @@ from torch.nn import functional as F
 
 from mmssl.errors import ConfigError, InputError
 from mmssl.objectives.losses.base import Loss, LossOutput, require_positive
+from mmssl.random import mix
+
+_NEGATIVES = 31  # sets the draws of negatives apart from all else that is drawn for a clip
 
 
-def draw_negatives(counts: Tensor, num_negatives: int, generator: torch.Generator | None = None) -> Tensor:
+def draw_negatives(
+    counts: Tensor, num_negatives: int, generator: torch.Generator | Sequence[torch.Generator] | None = None
+) -> Tensor:
     """Draw, for each row of each clip, other rows of the same clip, uniformly and with replacement.
 
     Args:
         counts: (B,) rows of each clip; a clip without any is allowed, one with a single row is not.
         num_negatives: K, how many to draw for each row.
-        generator: on the CPU; None draws from the global generator.
+        generator: on the CPU, or one for each clip, whose draws then do not depend on the batch; None draws from the
+            global generator.
 
     Returns:
         (B, M, K) int64, M the largest count: indices into the rows of the same clip, never the row itself. What stands
@@ -40,7 +47,12 @@ def draw_negatives(counts: Tensor, num_negatives: int, generator: torch.Generato
         )
     longest = int(counts.max())
     shape = (len(counts), longest, num_negatives)
-    draws = torch.rand(shape, generator=generator, dtype=torch.float64)
+    if isinstance(generator, Sequence):
+        draws = torch.zeros(shape, dtype=torch.float64)
+        for row, count, draw in zip(draws, counts.tolist(), generator, strict=True):
+            row[:count] = torch.rand((count, num_negatives), generator=draw, dtype=torch.float64)
+    else:
+        draws = torch.rand(shape, generator=generator, dtype=torch.float64)
     others = (counts - 1).clamp(min=1)[:, None, None]
     index = (draws * others).long().clamp(max=others - 1)
     return index + (index >= torch.arange(longest)[None, :, None])
@@ -59,6 +71,7 @@ class UtteranceInfoNCE(Loss):
     """
 
     compares_rows = True
+    draws_for_clips = True
 
     def __init__(self, num_negatives: int = 100, temperature: float = 0.1, exclude_equal: bool = True) -> None:
         super().__init__()
@@ -76,6 +89,7 @@ class UtteranceInfoNCE(Loss):
         where: Tensor | None = None,
         *,
         generator: torch.Generator | None = None,
+        seeds: Sequence[int] = (),
     ) -> LossOutput:
         """Mean over selected frames; logs "accuracy", "ln_n" = ln(K + 1) and "equal_negatives", the share left out.
 
@@ -83,6 +97,7 @@ class UtteranceInfoNCE(Loss):
             prediction, target: (B, T, D).
             where: (B, T) bool; None selects all.
             generator: for the draw of negatives.
+            seeds: one for each clip, to draw from instead; empty for none.
         """
         if target is None or prediction.shape != target.shape or prediction.dim() != 3:
             given = "none" if target is None else tuple(target.shape)
@@ -94,7 +109,8 @@ class UtteranceInfoNCE(Loss):
         counts = where.sum(1)
         if int(counts.max()) == 0:
             raise InputError("UtteranceInfoNCE was given no frame: the mask selects nothing.")
-        negatives = draw_negatives(counts, self.num_negatives, generator).to(prediction.device)
+        draws = [torch.Generator().manual_seed(mix(seed, _NEGATIVES)) for seed in seeds]
+        negatives = draw_negatives(counts, self.num_negatives, draws or generator).to(prediction.device)
         return self.contrast(prediction, target, where, negatives)
 
     def contrast(self, prediction: Tensor, target: Tensor, where: Tensor, negatives: Tensor) -> LossOutput:

@@ -28,6 +28,7 @@ def dino(
     num_outputs: int = 65536,
     hidden_size: int = 2048,
     bottleneck_size: int = 256,
+    batch_norm: bool = False,
     num_local: int = 8,
     local_size: int | None = None,
     global_scale: tuple[float, float] = (0.4, 1.0),
@@ -40,6 +41,7 @@ def dino(
     decay: tuple[float, float] = (0.996, 1.0),
     decay_steps: int = 100000,
     frozen_epochs: int = 1,
+    jitter: float = 1.0,
     pooling: str | None = None,
     health_every: int = 50,
 ) -> Objective:
@@ -47,7 +49,7 @@ def dino(
 
     Args:
         upstream: an encoder of pictures (mae, torchvision, timm).
-        num_outputs, hidden_size, bottleneck_size: of the head.
+        num_outputs, hidden_size, bottleneck_size, batch_norm: of the head, see `DinoHead`.
         num_local: local views, which only the student sees; 0 for the two global ones alone.
         local_size: of local crops in pixels; None for 96 / 224 of the global ones, to the nearest multiple of a patch.
         global_scale, local_scale: ranges of the crops' areas.
@@ -56,6 +58,7 @@ def dino(
         decay: of the teacher, at the start and at the end of `decay_steps`.
         decay_steps: optimizer steps over which it goes along a cosine from the one to the other: the whole run.
         frozen_epochs: epochs in which the head's last layer stays as it is.
+        jitter: strength of the colour jitter, in units of the paper's.
         pooling: see `ImageViewEncoder`.
         health_every: see `Objective`.
 
@@ -70,14 +73,15 @@ def dino(
     local = max(1, round(side * 96 / 224 / patch)) * patch if local_size is None else local_size
     if local % patch:
         raise ConfigError(f"local_size must be a multiple of the patch size {patch}, got {local}.")
-    head = DinoHead(upstream.spec.streams["image"].hidden_sizes[-1], num_outputs, hidden_size, bottleneck_size)
+    width = upstream.spec.streams["image"].hidden_sizes[-1]
+    head = DinoHead(width, num_outputs, hidden_size, bottleneck_size, batch_norm)
     loss = SoftCrossEntropy(
         num_outputs, student_temperature, teacher_temperature, warmup_temperature, warmup_steps, center_momentum
     )
     target = DinoTeacher(head, Cosine(*decay, decay_steps), frozen_epochs)
     pairs = view_pairs(GLOBAL_VIEWS + num_local)
     term = Term("distillation", loss, target, head, where="all", pairs=pairs, stream="image", pool=True)
-    views = Augmented(dino_chains(side, local, num_local, global_scale, local_scale))
+    views = Augmented(dino_chains(side, local, num_local, global_scale, local_scale, jitter))
     return Objective(encoder, views, [term], health_every)
 
 

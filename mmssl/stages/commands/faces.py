@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "a dotted path or a .py file."
     )
     parser.add_argument("manifest", metavar="MANIFEST", help="clips with video, one JSON object a line")
-    parser.add_argument("folder", metavar="OUT", help="for boxes, crops and the new manifest; made where it is not there")
+    parser.add_argument(
+        "folder", metavar="OUT", help="for boxes, crops and the new manifest; made where it is not there"
+    )
     parser.add_argument(
         "--detector",
         nargs="+",

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import soundfile
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mmssl.errors import ConfigError, DataError
 from mmssl.objectives.methods.data2vec import data2vec
@@ -16,7 +17,7 @@ from mmssl.objectives.methods.wav2vec2 import wav2vec2
 from mmssl.objectives.objective import Objective
 from mmssl.training.pretrain import PretrainResult, pretrain
 from mmssl.training.pretrain_batches import PretrainBatches, pretrain_loader
-from mmssl.training.pretrain_module import learning_rate_factor
+from mmssl.training.pretrain_optim import learning_rate_factor
 from mmssl.training.readers import AudioReader
 from mmssl.types import Clip
 from mmssl.upstreams.speech_transformer import SpeechTransformer
@@ -84,7 +85,7 @@ def test_a_killed_run_goes_on_exactly(method: str, clips: list[Clip], tmp_path: 
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     rows = [json.loads(line) for line in (tmp_path / "b" / "history.jsonl").read_text().splitlines()]
     assert rows == resumed.history
-    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["history.jsonl", "last.ckpt"]
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["history.jsonl", "last.ckpt", "metrics.csv"]
 
 
 def test_workers_and_repeats_do_not_change_a_run_and_the_seed_does(clips: list[Clip], tmp_path: Path) -> None:
@@ -155,7 +156,7 @@ def test_bad_settings_and_corpora_are_refused(clips: list[Clip], tmp_path: Path)
         {"learning_rate": 0.0},
         {"decay": "step"},
         {"warmup_steps": 9},
-        {"precision": "16-mixed"},
+        {"precision": "8-mixed"},
     ):
         with pytest.raises(ConfigError):
             run(build("data2vec"), clips, tmp_path, **changes)
@@ -172,3 +173,25 @@ def test_learning_rates() -> None:
     assert linear == pytest.approx([0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0])
     assert learning_rate_factor(4, 2, 6, "cosine") == pytest.approx(0.5)
     assert learning_rate_factor(100, 2, 6, "constant") == 1.0
+
+
+class Flattened(Callback):
+    """Makes an encoder give the same vector for all frames from step 4 on."""
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:
+        if trainer.global_step == 4:
+            with torch.no_grad():
+                for parameter in module.objective.encoder.upstream.encoder.blocks[-1].parameters():
+                    parameter.zero_()
+
+
+def test_every_run_is_watched(clips: list[Clip], tmp_path: Path) -> None:
+    settings = {"accumulate": 1, "log_every": 1, "learning_rate": 1e-5, "max_steps": 12, "callbacks": [Flattened()]}
+    objective = build("data2vec")
+    objective.health_every = 1
+    result = run(objective, clips, tmp_path, **settings)
+    written = [json.loads(line) for line in (tmp_path / "warnings.jsonl").read_text().splitlines()]
+    assert "representation_collapse" in {row["kind"] for row in written}
+    assert len(result.warnings) == len(written)
+    assert any("step" in warning and "learning rate" in warning for warning in result.warnings)
+    assert run(build("data2vec"), clips, tmp_path / "sound", max_steps=4).warnings == ()

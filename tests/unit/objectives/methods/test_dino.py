@@ -84,7 +84,7 @@ def test_losses_and_centres_of_three_steps_are_those_of_lightly(name: str) -> No
 
 
 def test_the_loss_at_the_start_is_near_that_of_a_flat_student() -> None:
-    output = build(student_temperature=1.0)(batch(16), 0)
+    output = build(student_temperature=1.0, bottleneck_size=64)(batch(16), 0)
     assert float(output.logs["distillation/ln_n"]) == pytest.approx(math.log(OUTPUTS))
     assert abs(float(output.logs["loss"]) / math.log(OUTPUTS) - 1) < 0.1
     names = ("teacher_entropy", "divergence", "representation_rank", "target_spread", "prediction_spread")
@@ -164,6 +164,30 @@ def test_cross_entropy_of_one_pair_by_hand() -> None:
     p = F.softmax((teacher - loss.center) / 0.04, dim=1)
     expected = -(p * F.log_softmax(student / 0.1, dim=1)).sum(1).mean()
     assert torch.allclose(loss(student, teacher).loss, expected, rtol=1e-5)
+
+
+def test_batch_norm_in_the_head_tells_clips_apart_at_the_start() -> None:
+    spread = {}
+    for batch_norm in (False, True):
+        objective = build(batch_norm=batch_norm).train()
+        logs = objective(batch(16), 0).logs
+        spread[batch_norm] = float(logs["distillation/target_spread"]) / float(logs["distillation/target_size"])
+        head, target = parts(objective)
+        norms = [m for m in head.modules() if isinstance(m, torch.nn.BatchNorm1d)]
+        assert len(norms) == 2 * batch_norm
+        # the teacher's own statistics are those of the batch, and its buffers stay as they were
+        assert target.teacher_head is not None
+        copies = [m for m in target.teacher_head.model.modules() if isinstance(m, torch.nn.BatchNorm1d)]
+        assert all(m.num_batches_tracked is not None and not m.num_batches_tracked.any() for m in copies)
+    assert spread[True] > spread[False]
+    with pytest.raises(InputError, match="at least 2 clips"):
+        build(batch_norm=True).train()(batch(1), 0)
+
+
+def test_the_last_layer_turns_as_fast_as_that_of_the_authors() -> None:
+    head = parts(build(num_outputs=2000, bottleneck_size=64))[0]
+    theirs = torch.nn.Linear(64, 2000, bias=False).weight
+    assert torch.allclose(head.directions.norm(dim=1).mean(), theirs.norm(dim=1).mean(), rtol=0.02)
 
 
 def test_bad_settings_and_batches_are_refused() -> None:

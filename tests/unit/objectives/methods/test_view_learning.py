@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmssl.lengths import pad
+from mmssl.media.audio import load_audio
 from mmssl.objectives.methods.byol_a import byol_a, log_mel_statistics
 from mmssl.objectives.methods.simclr import simclr
 from mmssl.objectives.objective import Objective
 from mmssl.objectives.targets.other_view import pooled
 from mmssl.objectives.types import Examples, View
 from mmssl.random import mix
+from mmssl.training.pretrain_health import linear_classifier, nearest_neighbours
 from mmssl.types import Inputs, Padded
 from mmssl.upstreams.byol_a import ByolA
 from mmssl.upstreams.torchvision_models import TorchvisionImage
 
 TRAIN, TEST, CLASSES = 192, 96, 6
+STEPS = 75
 
 
 def stripes(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -121,3 +127,46 @@ def test_byol_a_predicts_the_other_view_and_does_not_collapse() -> None:
     assert logs["prediction/loss"] < 1.2
     assert logs["prediction/target_spread"] > 0.15
     assert logs["prediction/target_rank"] > 6
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_neighbours_of_byol_a_tell_digits_of_unseen_speakers(corpora: Callable[[str], Path]) -> None:
+    # four speakers to learn from and two to test on, 800 clips in all
+    files = sorted(corpora("fsdd").glob("**/*.wav"))
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0))[:800].tolist()
+    files = [files[k] for k in order]
+    speakers = sorted({path.stem.split("_")[1] for path in files})
+    digits = torch.tensor([int(path.stem[0]) for path in files])
+    seen = torch.tensor([path.stem.split("_")[1] in speakers[:4] for path in files])
+    waves = [load_audio(str(path), sample_rate=16000)[0] for path in files]
+    pool = seen.nonzero()[:, 0]
+    torch.manual_seed(0)
+    upstream = ByolA(hidden_size=128, num_mel_bins=32)
+    upstream.mean, upstream.std = log_mel_statistics(upstream, [waves[k] for k in pool.tolist()])
+    objective = byol_a(upstream, frames=32, hidden_size=256, size=64, decay=0.95)
+
+    def score() -> tuple[float, float]:
+        objective.eval()
+        with torch.no_grad():
+            rows = torch.cat([upstream.embed(F.pad(w, (0, max(0, 2400 - len(w))))[None]) for w in waves])
+        parts = rows[seen], digits[seen], rows[~seen], digits[~seen]
+        return linear_classifier(*parts), nearest_neighbours(*parts, neighbours=10, temperature=0.1)
+
+    untrained = score()
+    optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad])
+    for step in range(STEPS):
+        objective.train()
+        chosen = pool[torch.randperm(len(pool), generator=torch.Generator().manual_seed(step))[:64]].tolist()
+        batch = Examples(Inputs(Padded(*pad([waves[k] for k in chosen]))), seeds=tuple(mix(0, step, k) for k in chosen))
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * min(1, (step + 1) / 15) * (0.05 + 0.95 * (1 + math.cos(math.pi * step / STEPS)) / 2)
+        optimizer.zero_grad()
+        objective(batch, step).loss.backward()
+        torch.nn.utils.clip_grad_norm_([p for p in objective.parameters() if p.requires_grad], 3.0)
+        optimizer.step()
+        objective.after_step(step)
+    # measured in 53 s of one core: linear .317 before, .419 after 75 steps; neighbours .158 and .229; chance is .1
+    linear, neighbours = score()
+    assert linear > untrained[0] + 0.05
+    assert neighbours > untrained[1]
