@@ -60,15 +60,15 @@ class DinoHead(nn.Module):
     Source: Caron et al. 2021, "Emerging Properties in Self-Supervised Vision Transformers" (DINO), appendix C; layers
     are drawn as in the authors' code (truncated normal, deviation .02; the last one as any linear layer). The length
     of the last layer's rows does not change a logit, but sets how far Adam's steps turn them: rows of the length that
-    a normal distribution of deviation 1 gives would be turned 28 times less.
+    a normal distribution of deviation 1 gives would be turned 16 times less.
 
     Args:
         input_size: D.
         num_outputs: K, 65536 in the paper.
         hidden_size: 2048 in the paper.
         bottleneck_size: 256 in the paper.
-        batch_norm: after the two hidden layers. The paper's heads have none (it is an option of the authors' code); a
-            short run of a small encoder needs it, because without it all clips start with nearly the same outputs.
+        batch_norm: after the two hidden layers. The paper's heads have none (it is an option of the authors' code);
+            without it, all clips of a small encoder start with nearly the same outputs.
 
     Attributes:
         frozen: while it is true, the last layer gets a gradient of zero.

@@ -74,7 +74,7 @@ class TensorBatches:
         """The same split on a device."""
         return TensorBatches(self.layers.to(device), self.targets.to(device))
 
-    def batch(self, clips: Tensor) -> Batch:
+    def batch(self, clips: Tensor) -> tuple[Layers, Tensor]:
         """The clips with these indices (B,)."""
         if self._stacked is None:
             hidden = tuple(h[clips] for h in self.layers.hidden_states)

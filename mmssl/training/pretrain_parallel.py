@@ -1,7 +1,7 @@
 """Several processes that train one objective: which strategy of Lightning serves them, and what they tell each other.
 
 What the processes compute together equals what one process computes from the joint batch: each has its share of the
-clips (`PretrainBatches`), masks, negatives and noise follow from the seed of each clip, and every term's mean is
+clips (`PretrainBatches`), masks and negatives follow from the seed of each clip, and every term's mean is
 weighted by its rows (`mmssl.objectives.joint`). What does not:
 
 - Losses that contrast the rows of a batch (InfoNCE, NT-Xent, Barlow Twins, VICReg) see those of their own process
@@ -9,7 +9,7 @@ weighted by its rows (`mmssl.objectives.joint`). What does not:
 - Diversity is a function of the mean over a batch, so that its mean over processes is not that of the joint batch.
 - Views that pair the clips of a batch (correspondence, mixup, the shuffled controls) pair those of their process.
 - Batch norm is over the joint batch on GPUs (SyncBatchNorm), over each process's share on the CPU.
-- Dropout and layer drop are drawn by each process on its own.
+- Dropout, layer drop and Gumbel noise are drawn by each process on its own.
 """
 
 from __future__ import annotations

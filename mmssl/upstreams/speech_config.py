@@ -72,7 +72,7 @@ _TINY: dict[str, Any] = {
     "position_kernel": 16,
     "position_groups": 4,
 }
-# the front end's first layers run at thousands of frames a second: narrow ones there make training on few cores bearable
+# the first layers of the front end run at thousands of frames a second: narrow ones make training on few cores bearable
 _NANO: dict[str, Any] = {
     "hidden_size": 256,
     "num_layers": 6,

@@ -38,6 +38,8 @@ class Diversity(Loss):
             raise InputError(f"Diversity takes probabilities (B, T, G, V) or (B, G, V), got {tuple(prediction.shape)}.")
         rows = select_rows(prediction, where, like=2).float()
         mean = rows.mean(0)
-        perplexity = (-torch.xlogy(mean, mean).sum(-1)).exp().sum()
+        # a code of probability 0 adds nothing, and must not have an infinite gradient
+        logarithm = mean.clamp(min=torch.finfo(mean.dtype).tiny).log()
+        perplexity = (-(mean * logarithm).sum(-1)).exp().sum()
         codes = mean.numel()
         return LossOutput((codes - perplexity) / codes, len(rows), {"perplexity": perplexity.detach()})

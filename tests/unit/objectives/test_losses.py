@@ -142,6 +142,10 @@ def test_collapse_is_seen_in_the_logs() -> None:
     out = Diversity()(single)
     assert float(out.loss) == pytest.approx((16 - 2) / 16)
     assert float(out.logs["perplexity"]) == pytest.approx(2.0)
+    # a code that is never chosen must not make the gradient infinite
+    logits = torch.tensor([[[200.0, 0.0, 0.0]]] * 4, requires_grad=True)
+    Diversity()(logits.softmax(-1)).loss.backward()
+    assert logits.grad.isfinite().all()
 
 
 def test_the_queue_holds_the_newest_targets_and_serves_as_negatives() -> None:
