@@ -54,7 +54,7 @@ class PretrainBatches(Dataset[PretrainBatch]):
         labels: fields of the clips ("speaker", "split" or a label) that go with the examples, as numbers of their
             sorted values; -1 where a clip has none.
         rank, world_size: this process takes the clips `rank`, `rank + world_size` ... of each batch, whose clips do not
-            depend on the number of processes. Of a batch with fewer clips than processes some have the same clip.
+            depend on the number of processes.
         even: every process takes the same number; the up to `world_size - 1` clips of a batch that are left over are
             left out, for losses that gather rows.
 
@@ -125,6 +125,7 @@ class PretrainBatches(Dataset[PretrainBatch]):
 
         Raises:
             MediaError: a damaged file, or with on_error="skip" a batch of nothing else.
+            DataError: fewer clips in the batch than processes.
         """
         epoch, first = 0, 0
         while number >= first + len(self.plan(epoch)):
@@ -132,8 +133,10 @@ class PretrainBatches(Dataset[PretrainBatch]):
             epoch += 1
         members = self.plan(epoch)[number - first]
         if len(members) < self.world_size:
-            # no process may be without a clip: some clips are taken twice
-            members = [members[k % len(members)] for k in range(self.world_size)]
+            raise DataError(
+                f"Batch {number} has {len(members)} clips for {self.world_size} processes, and none may be without: "
+                "give larger batches (batch_size, batch_seconds), or use fewer processes."
+            )
         if self.even:
             members = members[: len(members) // self.world_size * self.world_size]
         items: list[Item] = []
