@@ -132,24 +132,27 @@ def pretraining_html(results: Mapping[str, Any]) -> str:
 
 
 def curves(history: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
-    """One figure for each number of the history, losses first: its name and the drawing.
+    """One figure for each number of the history that changes, losses first: its name and the drawing.
 
-    Beside a contrastive or classifying loss stands the dashed line ln(N), what guessing gives.
+    Beside a contrastive or classifying loss stands the dashed line ln(N), what guessing gives, and beside the online
+    probe the share of the commonest class; the probe's line begins with the untrained encoder at step 0.
     """
     names = sorted({name for row in history for name in row if name not in _NOT_DRAWN}, key=_place)
     found = []
     for name in names:
-        if name.endswith("/ln_n"):
+        if name.endswith(("/ln_n", "/chance", "_untrained")):
             continue
-        lines = [Line(_points(history, name), 0, name, "mean")]
-        chance = f"{name.removesuffix('loss')}ln_n"
+        points = [(0.0, value) for _, value in _points(history, f"{name}_untrained")[:1]] + _points(history, name)
+        if len(points) < 2 or (name.endswith("/weight") and len({value for _, value in points}) == 1):
+            continue
+        lines = [Line(points, 0, name, "mean")]
+        chance, meaning = f"{name.removesuffix('loss')}ln_n", "ln(N), what guessing gives"
+        if name.startswith("probe/"):
+            chance, meaning = "probe/chance", "the commonest class"
         text = name
-        if name.endswith("/loss") and any(chance in row for row in history):
-            lines.append(Line(_points(history, chance), 1, "ln(N)", "dashed"))
-            text += "; dashed: ln(N), what guessing gives"
-        points = lines[0].points
-        if not points:
-            continue
+        if (name.endswith("/loss") or name.startswith("probe/")) and any(chance in row for row in history):
+            lines.append(Line(_points(history, chance), 1, meaning.partition(",")[0], "dashed"))
+            text += f"; dashed: {meaning}"
         words = f"{name} over steps: from {points[0][1]:.4g} to {points[-1][1]:.4g}"
         found.append({"text": text, "figure": line_plot(lines, "step", name, words, height=200)})
     return found

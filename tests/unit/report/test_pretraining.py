@@ -124,3 +124,21 @@ def test_indicators_are_the_last_values() -> None:
     rows = history([2.0, 1.0], **{"x/accuracy": 0.1})
     rows[-1]["x/accuracy"] = 0.9
     assert indicators(rows) == {"x/accuracy": 0.9}
+
+
+def test_the_probe_begins_with_the_untrained_encoder_and_what_stands_still_is_not_drawn() -> None:
+    rows = [
+        {
+            "step": 10.0,
+            "loss": 2.0,
+            "x/weight": 1.0,
+            "probe/knn_untrained": 0.3,
+            "probe/knn": 0.4,
+            "probe/chance": 0.25,
+        },
+        {"step": 20.0, "loss": 1.0, "x/weight": 1.0, "probe/knn": 0.5, "probe/chance": 0.25},
+    ]
+    drawn = curves(rows)
+    assert [figure["text"] for figure in drawn] == ["loss", "probe/knn; dashed: the commonest class"]
+    assert "from 0.3 to 0.5" in str(drawn[1]["figure"])
+    assert [figure["text"] for figure in curves(rows[:1])] == ["probe/knn; dashed: the commonest class"]
