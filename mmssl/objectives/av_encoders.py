@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
@@ -88,12 +89,12 @@ class TwoTowerEncoder(Encoder):
         return Encoded(Padded(joined, lengths), Layers((joined,), (lengths,)))
 
 
-class PairJoin(nn.Module):
+class PairJoin(nn.Module, ABC):
     """Base of what makes one vector of each pair of sound and pictures."""
 
+    @abstractmethod
     def forward(self, sounds: list[Tensor], pictures: list[Tensor]) -> Tensor:
         """Sounds (T_a, D_a) and pictures (T_v, D_v) of P pairs, no padding -> (P, D)."""
-        raise NotImplementedError
 
 
 class PooledJoin(PairJoin):
