@@ -251,7 +251,8 @@ class HicmaeFusion(Fusion):
 
     Sun et al. 2024 (HiCMAE), section 3.4: a layer norm over [video, audio, fused video, fused audio], in the order of
     their code; the first two are means of the weighted sum of all encoder layers, the last two means over the tokens of
-    the last fusion layer. A linear head follows.
+    the last fusion layer. A linear head follows. Unlike there, the weighted sums include the input of the first block,
+    and the layers are not normed by the upstream's final norm.
 
     Args:
         streams: "audio", "video" and "fusion", whose tokens are a clip's audio tokens and then its video tokens.

@@ -24,7 +24,7 @@ from mmssl.stages.ssl_setup import (
     iterations,
     make_reader,
 )
-from mmssl.stages.utterance_prepare import _run_local
+from mmssl.stages.utterance_prepare import run_local
 from mmssl.types import Clip
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def prepare(context: Context) -> str:
     iterations(config)
     check_fit(context)
     upstream = build_upstream(context)
-    clips = _run_local(context)
+    clips = run_local(context)
     _check_ids(clips)
     check_media(clips, upstream, config["objective"]["_target_"].rpartition(".")[2])
     clips = [_with_sound(clip, upstream.spec.inputs) for clip in clips]

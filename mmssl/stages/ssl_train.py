@@ -129,7 +129,7 @@ def _train_one(context: Context, iteration: Iteration, before: str) -> dict[str,
         "resumed_from": result.resumed_from,
         "parameters": sum(p.numel() for p in upstream.parameters()),
         "layout": layout,
-        "warnings": [str(text) for text in getattr(result, "warnings", ())],
+        "warnings": list(result.warnings),
         "skipped": result.skipped,
         "history": result.history,
     }

@@ -28,7 +28,7 @@ def prepare(context: Context) -> str:
         MediaError: a file is unreadable and data.on_error is "raise".
     """
     config = context.config
-    clips = _run_local(context)
+    clips = run_local(context)
     _check_clips(clips, config["label"], config["task"]["kind"])
     usable, skipped, seconds = _readable(clips, config["data"]["on_error"])
     folds = _folds(usable, config)
@@ -48,7 +48,7 @@ def prepare(context: Context) -> str:
     )
 
 
-def _run_local(context: Context) -> list[Clip]:
+def run_local(context: Context) -> list[Clip]:
     """The clips that the corpus's local/prepare.py finds."""
     path = context.folder / "local" / "prepare.py"
     if not path.is_file():
