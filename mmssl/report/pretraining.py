@@ -38,9 +38,8 @@ def pretraining_summary(results: Mapping[str, Any]) -> str:
     """The tables as plain text."""
     _check(results)
     lines = [*_markdown(*runs_table(results)), ""]
-    header, rows = probe_table(results)
-    if rows:
-        lines += [*_markdown(header, rows), ""]
+    for header, rows in (held_out_table(results), probe_table(results)):
+        lines += [*_markdown(header, rows), ""] if rows else []
     lines += [f"WARNING: {text}" for text in warnings_of(results)]
     return "\n".join(lines)
 
@@ -74,6 +73,21 @@ def probe_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
     return ["probe on", "stream", f"{metric.upper()} of {found['label']}", "95 % interval", "test clips"], rows
 
 
+def held_out_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Heading and one row for each number that says how the objective's own task is solved on clips of held-out speakers.
+
+    Beside an accuracy stands what the last rows of the training had. No row for label files, which only clips to train
+    on have.
+    """
+    rows = []
+    for run in results["iterations"]:
+        for name, score in sorted((run.get("held_out") or {}).items(), key=lambda item: _place(item[0])):
+            last = run["history"][-1].get(name)
+            interval = f"{_number(score['low'])} to {_number(score['high'])}"
+            rows.append([name, "-" if last is None else _number(last), _number(score["mean"]), interval])
+    return ["own task", "training, last rows", "held-out speakers", "95 % interval"], rows
+
+
 def warnings_of(results: Mapping[str, Any]) -> list[str]:
     """What the trainer warned of, and what the last rows of the history show."""
     found = []
@@ -98,6 +112,8 @@ def pretraining_markdown(results: Mapping[str, Any]) -> str:
         *_markdown(*runs_table(results)),
         "",
     ]
+    header, rows = held_out_table(results)
+    lines += [*_markdown(header, rows), ""] if rows else []
     header, rows = probe_table(results)
     lines += [*_markdown(header, rows), ""] if rows else ["No probe: the corpus was used without labels.", ""]
     return "\n".join([*lines, f"    {results['command']}", ""])
@@ -123,6 +139,7 @@ def pretraining_html(results: Mapping[str, Any]) -> str:
         corpus=corpus,
         warnings=warnings_of(results),
         runs=runs_table(results),
+        held_out=held_out_table(results),
         probe=probe_table(results),
         iterations=[{"number": run["iteration"], "figures": curves(run["history"])} for run in results["iterations"]],
         settings={key: value for key, value in results["pretrain"].items() if value is not None},

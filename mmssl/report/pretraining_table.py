@@ -16,6 +16,7 @@ _HEADER = (
     "method",
     "corpus, label",
     "loss, first and last rows",
+    "held-out speakers: loss, accuracy",
     "steps/s",
     "stream",
     "untrained",
@@ -93,6 +94,7 @@ def _rows(results: Mapping[str, Any]) -> list[list[str]]:
                 results["objective"],
                 f"{results['corpus']['name']}, {found['label'] or 'no label'}",
                 f"{history[0]['loss']:.3f} -> {history[-1]['loss']:.3f}",
+                _held_out(last.get("held_out")),
                 "-" if speed is None else f"{speed:.2f}",
                 stream,
                 _score(scores.get(("untrained", stream)), metric),
@@ -103,6 +105,13 @@ def _rows(results: Mapping[str, Any]) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def _held_out(scores: Mapping[str, Mapping[str, float]] | None) -> str:
+    if not scores:
+        return "-"
+    accuracies = [f"{100 * one['mean']:.1f} %" for name, one in sorted(scores.items()) if name.endswith("/accuracy")]
+    return ", ".join([f"{scores['loss']['mean']:.3f}", *accuracies])
 
 
 def _score(value: float | None, metric: str) -> str:

@@ -28,7 +28,7 @@ from mmssl.stages.ssl_setup import (
     make_reader,
 )
 from mmssl.stages.ssl_targets import make_units
-from mmssl.stages.ssl_watch import online_probe
+from mmssl.stages.ssl_watch import online_probe, score_held_out
 
 # how often it is saved and by how many workers it is read changes no run
 _NO_CHANGE = ("save_every", "num_workers", "cache_bytes")
@@ -119,6 +119,7 @@ def _train_one(context: Context, iteration: Iteration, before: str) -> dict[str,
     )
     seconds = time.monotonic() - began
     steps = iteration.steps - result.resumed_from
+    held_out = score_held_out(context, iteration, objective, reader)
     layout = export_upstream(upstream.cpu(), folder / UPSTREAM, target, arguments)
     run = {
         "digest": fingerprint,
@@ -131,6 +132,7 @@ def _train_one(context: Context, iteration: Iteration, before: str) -> dict[str,
         "layout": layout,
         "warnings": list(result.warnings),
         "skipped": result.skipped,
+        "held_out": held_out,
         "history": result.history,
     }
     write_json(folder / RUN, run)

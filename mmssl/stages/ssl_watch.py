@@ -1,18 +1,23 @@
-"""The online probe of recipes/ssl: how good the encoder's features are while it is trained."""
+"""Looks at the training of recipes/ssl: a probe while it runs, and the objective's own task on unseen speakers after it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from mmssl.data.folds import read_folds
 from mmssl.data.manifest import read_manifest
 from mmssl.errors import ConfigError
-from mmssl.stages.context import Context
-from mmssl.stages.ssl_setup import FOLDS, PROBE_MANIFEST
+from mmssl.stages.context import Context, log
+from mmssl.stages.ssl_setup import FOLDS, PROBE_MANIFEST, Iteration
 from mmssl.training.readers import ClipReader
 from mmssl.types import Clip
 from mmssl.upstreams.base import Upstream
+
+if TYPE_CHECKING:
+    from mmssl.objectives.objective import Objective
 
 
 def online_probe(context: Context, upstream: Upstream, reader: ClipReader) -> list[Any]:
@@ -50,3 +55,38 @@ def online_probe(context: Context, upstream: Upstream, reader: ClipReader) -> li
 def _some(clips: Sequence[Clip], most: int) -> list[Clip]:
     count = min(len(clips), most)
     return [clips[len(clips) * k // count] for k in range(count)]
+
+
+def score_held_out(
+    context: Context, iteration: Iteration, objective: Objective, reader: ClipReader
+) -> dict[str, dict[str, float]] | None:
+    """Loss and accuracy of the trained objective on the test part of the fold, see `score_objective`.
+
+    Returns:
+        None without a held-out part, for objectives that read label files, which only clips to train on have, and where
+        several processes train.
+    """
+    from mmssl.training.pretrain_score import score_objective
+
+    config = context.config
+    folds = read_folds(context.exp_dir / FOLDS)
+    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    if not folds or "test" not in config["held_out"] or iteration.source is not None or not alone:
+        return None
+    by_id = {clip.id: clip for clip in read_manifest(context.exp_dir / PROBE_MANIFEST)}
+    clips = [by_id[name] for name in folds[0].test if name in by_id]
+    settings = config["pretrain"]
+    found = score_objective(
+        objective.cpu(),
+        [clip for clip in clips if reader.measure(clip) >= reader.least],
+        reader,
+        step=iteration.steps,
+        batch_seconds=settings["batch_seconds"],
+        batch_size=settings["batch_size"],
+        labels=settings["labels"],
+        on_error=config["data"]["on_error"],
+        seed=settings["seed"],
+    )
+    for name, score in found.items():
+        log.info("   held out: %s %.3f (%.3f to %.3f)", name, score["mean"], score["low"], score["high"])
+    return found

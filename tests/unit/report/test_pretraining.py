@@ -28,6 +28,10 @@ def results(losses: tuple[float, ...] = (3.0, 2.5, 2.0, 1.5), **changes: Any) ->
         "steps_per_second": 2.5,
         "warnings": [],
         "targets": None,
+        "held_out": {
+            "match/accuracy": {"mean": 0.75, "low": 0.7, "high": 0.8, "batches": 4, "clips": 20},
+            "loss": {"mean": 1.6, "low": 1.55, "high": 1.65, "batches": 4, "clips": 20},
+        },
         "history": history(
             list(losses), **{"contrast/representation_spread": 0.5, "contrast/representation_rank": 9.0}
         ),
@@ -60,6 +64,8 @@ def test_page_has_every_curve_and_escapes_what_it_is_given() -> None:
     assert "<b>" not in page
     assert "contrast/loss; dashed: ln(N)" in page
     assert "60.0 %" in page
+    assert "0.7000 to 0.8000" in page
+    assert page.index("1.6000") < page.index("match/accuracy")
     assert "http" not in page.replace("http-equiv", "")
     assert "warning" not in page.split("</style>")[1]
 
@@ -111,7 +117,7 @@ def test_one_table_over_all_runs(tmp_path: Path) -> None:
     found = read_results([tmp_path])
     assert [one["objective"] for one in found] == ["mae", "wav2vec2"]
     table = render_table(found)
-    row = "| mae | mini <b>, emotion | 3.000 -> 1.500 | 2.50 | audio | 40.0 | 60.0 | 50.0 | 0.50, 9.00 | none |"
+    row = "| mae | mini <b>, emotion | 3.000 -> 1.500 | 1.600, 75.0 % | 2.50 | audio | 40.0 | 60.0 | 50.0 | 0.50, 9.00 | none |"
     assert row in table
     text = document_with(table, None)
     assert document_with(table, text) == text
