@@ -74,7 +74,7 @@ def probe_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
 
 
 def held_out_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Heading and one row for each number that says how the objective's own task is solved on clips of held-out speakers.
+    """Heading and one row for each number that says how the objective's own task is solved for held-out speakers.
 
     Beside an accuracy stands what the last rows of the training had. No row for label files, which only clips to train
     on have.

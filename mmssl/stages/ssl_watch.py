@@ -1,4 +1,4 @@
-"""Looks at the training of recipes/ssl: a probe while it runs, and the objective's own task on unseen speakers after it."""
+"""Looks at the training of recipes/ssl: a probe while it runs, the own task on unseen speakers after it."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def test_further_recordings_join_the_pool_without_labels(corpora: Path, tmp_path
     assert [(clip.id, clip.labels, clip.speaker) for clip in pool[44:]] == [("extra-a/x", {}, None)]
     with pytest.raises(DataError, match="no recording"):
         prepare(corpora, tmp_path / "ssl", extra=str(tmp_path / "empty"))
-    with pytest.raises(DataError, match="add data.root=FOLDER"):
+    with pytest.raises(DataError, match=r"add data\.root=FOLDER"):
         prepare(None, tmp_path / "ssl")
 
 

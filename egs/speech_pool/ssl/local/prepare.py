@@ -1,4 +1,4 @@
-"""A pool of unlabelled speech from FSDD, EmoDB and RAVDESS, and from any further folder; the speakers to test on are left out.
+"""A pool of unlabelled speech from FSDD, EmoDB and RAVDESS and from any further folder, without the tested speakers.
 
 Labelled clips of all speakers are written to data/probe/{digits,speakers,emodb,ravdess}.jsonl for compare.yaml.
 """
