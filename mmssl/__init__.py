@@ -14,6 +14,7 @@ _LAZY = {
     "load_upstream": "mmssl.upstreams.base",
     "register_upstream": "mmssl.registry",
     "load_predictor": "mmssl.stages.predictor",
+    "load_speaker": "mmssl.speaker",
     "extract": "mmssl.features.extract",
     "ExtractOptions": "mmssl.features.extract",
     "FeatureStore": "mmssl.features.store",
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from mmssl.features.store import FeatureStore
     from mmssl.media.audio import load_audio
     from mmssl.registry import register_upstream
+    from mmssl.speaker import load_speaker
     from mmssl.stages.predictor import load_predictor
     from mmssl.upstreams.base import load_upstream
 
@@ -36,6 +38,7 @@ __all__ = [
     "extract",
     "load_audio",
     "load_predictor",
+    "load_speaker",
     "load_upstream",
     "read_manifest",
     "register_upstream",

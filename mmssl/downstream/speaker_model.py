@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmssl.downstream.pooling import without_padding
 from mmssl.errors import ConfigError, InputError
 from mmssl.lengths import pad, samples_to_seconds, zero_padding
-from mmssl.types import Padded
+from mmssl.types import Layers, Padded
 
 if TYPE_CHECKING:
     from mmssl.interfaces.base import Interface
@@ -110,6 +110,16 @@ class SpeakerModel(nn.Module):
             return Padded(zero_padding(waveforms.data, waveforms.lengths), waveforms.lengths)
         with torch.set_grad_enabled(self.train_upstream and torch.is_grad_enabled()):
             layers = self.upstream(waveforms.data, waveforms.lengths)[self.stream]
+        return self.joined(layers)
+
+    def joined(self, layers: Layers) -> Padded:
+        """Frames (B, T, D) as the encoder takes them, from layers of the upstream.
+
+        Raises:
+            ConfigError: the model has no interface, since its encoder takes waveforms.
+        """
+        if self.interface is None:
+            raise ConfigError("This encoder takes waveforms: there are no layers to join.")
         frames = without_padding(self.interface(layers))
         if self.centre:
             mean = frames.data.sum(1, keepdim=True) / frames.lengths[:, None, None]

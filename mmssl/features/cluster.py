@@ -174,9 +174,8 @@ def fit_clusters(
             order = rng.permutation(len(chosen))
             for batch in _batches(store, [chosen[k] for k in order], stream, number, batch_frames, max_frames):
                 model.partial_fit(batch)
-    rate = None
-    if store.sample_rate and store.streams[stream]["hop_lengths"][position]:
-        rate = store.sample_rate / store.streams[stream]["hop_lengths"][position]
+    rate, hop = store.input_rate(stream), store.streams[stream]["hop_lengths"][position]
+    rate = rate / hop if rate and hop else None
     return Clusters(model.cluster_centers_.astype(np.float32), number, stream, rate, seed)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -10,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmssl.errors import ConfigError, MediaError
-from mmssl.features.engine import Report, load_waveform, run_buckets
+from mmssl.features.engine import Report, forward_loaded, load_clips, run_buckets
 from mmssl.features.fingerprint import make_fingerprint
-from mmssl.features.forward import forward_clips
 from mmssl.features.header import HEADER, write_notes
 from mmssl.features.jobs import check_can_be_built_elsewhere, run_jobs
 from mmssl.features.locks import FolderLock
 from mmssl.features.long_audio import Chunks, make_chunks
 from mmssl.features.maintain import sweep
-from mmssl.features.plan import FAULTS, Item, Plan, Skipped, check_clips, make_plan
+from mmssl.features.media import Feed, kept_streams, make_feed
+from mmssl.features.plan import Item, Plan, Skipped, check_clips, make_plan
 from mmssl.features.precision import check_precision, compare, with_precision
 from mmssl.features.progress import Progress, duration
 from mmssl.features.store import FeatureStore
@@ -44,7 +43,7 @@ class ExtractSummary:
         done: number of clips computed.
         reused: number of clips that were in the store already.
         skipped: clips that were left out, and why.
-        audio_seconds: of audio computed.
+        audio_seconds: of audio or video computed; a picture counts as one.
         wall_seconds: that it took, with planning.
         precision_error: what another arithmetic than float32 changes, as it was measured; empty for float32.
     """
@@ -130,6 +129,9 @@ def extract(
     pooled: Sequence[str] = ("mean", "std"),
     dtype: str = "float32",
     stride: int = 1,
+    streams: Sequence[str] | None = None,
+    inputs: Sequence[str] | None = None,
+    partial: bool = False,
     on_error: str = "raise",
     options: ExtractOptions | None = None,
 ) -> ExtractSummary:
@@ -140,7 +142,8 @@ def extract(
 
     Args:
         upstream: a name, dotted path or .py file, as `mmssl.load_upstream` takes it; or a built upstream (jobs=1).
-        clips: with audio (a path, or a URL that fsspec knows), or the path of a manifest.
+        clips: with what the upstream takes, or the path of a manifest: audio (a path, or a URL that fsspec knows),
+            video, an image. A clip with video and no audio file has the sound of its video file.
         folder: of the store, or a URL that fsspec knows; made where it does not exist.
         upstream_kwargs: for the upstream's constructor, where it is built here.
         seed: for weights that are drawn.
@@ -150,13 +153,17 @@ def extract(
         dtype: of the frames in the store: "float32" is exact, "float16" halves the size and rounds to 11 bits
             (relative error at most 2^-11 between 6e-5 and 65,504).
         stride: keep every `stride`-th frame only; pooled statistics are over all frames.
-        on_error: a clip that cannot be read or is too short or long for the upstream: "raise" stops, "skip" leaves it
-            out and lists it. Nothing is ever put in its place.
+        streams: names of the streams to keep; None keeps all.
+        inputs: which of the upstream's inputs to give to it, of "waveforms", "video" and "images": features of sound
+            alone, or of video alone, of an audio-visual upstream. None gives all.
+        partial: store clips without sound or without video with the streams that can be computed of them.
+        on_error: a clip that cannot be read, lacks sound or video (unless `partial`), or is too short or long for the
+            upstream: "raise" stops, "skip" leaves it out and lists it. Nothing is ever put in its place.
         options: how to compute; None for the defaults.
 
     Raises:
         ConfigError: an argument is wrong.
-        DataError: there is no clip, two share an id, or one has no audio.
+        DataError: there is no clip, two share an id, or one has nothing that the upstream takes.
         MediaError: a clip cannot be used and on_error is "raise", or no clip at all could be used.
         StoreError: the folder belongs to another configuration, is in use, or cannot be written; a worker died.
     """
@@ -164,15 +171,17 @@ def extract(
     how = options or ExtractOptions()
     if on_error not in ("raise", "skip"):
         raise ConfigError(f'on_error must be "raise" or "skip", got {on_error!r}.')
-    clips = _read_clips(clips)
     kwargs = dict(upstream_kwargs or {})
     if how.jobs > 1:
         check_can_be_built_elsewhere(upstream, kwargs)
     built, fingerprint_kwargs = _build(upstream, kwargs, seed, how.device)
-    if "waveforms" not in built.spec.inputs:
-        raise ConfigError(f"Extraction reads audio, and {type(built).__name__} takes {', '.join(built.spec.inputs)}.")
+    feed = make_feed(built.spec, inputs, partial)
+    clips = _read_clips(clips, feed)
+    if feed is not None and how.chunk_seconds is not None:
+        raise ConfigError("chunk_seconds cuts audio alone: cut clips with video by start and duration instead.")
     outputs: dict[str, Any] = {"frames": frames, "pooled": list(pooled), "dtype": dtype}
     outputs |= {"layers": None if layers is None else list(layers), "stride": stride}
+    outputs |= _selection(built, streams, feed)
     outputs |= check_precision(how.precision, how.int8)
     chunks = make_chunks(built, how.chunk_seconds, how.chunk_overlap, stride)
     if chunks is not None and not chunks.exact:
@@ -182,10 +191,11 @@ def extract(
     # what a worker needs to do the same
     task: dict[str, Any] = {"upstream": upstream, "kwargs": kwargs, "seed": seed, "outputs": outputs}
     task |= {"on_error": on_error, "chunks": None if chunks is None else asdict(chunks)}
+    task |= {"feed": None if feed is None else asdict(feed)}
     # a single run excludes all others; ranks of one run let each other in
     with FolderLock(store.lock_folder, "run", shared=how.world_size > 1):
         sweep(store)
-        plan, done, seconds = _run(store, clips, built, task, how)
+        plan, done, seconds = _run(store, clips, built, task, how, feed)
     if how.world_size == 1 and len(plan.skipped) == len(clips):
         first = plan.skipped[0]
         raise MediaError(f"None of the {len(clips)} clips could be used. The first, {first.id!r}: {first.reason}")
@@ -195,7 +205,12 @@ def extract(
 
 
 def _run(
-    store: FeatureStore, clips: Sequence[Clip], exact: Upstream, task: dict[str, Any], how: ExtractOptions
+    store: FeatureStore,
+    clips: Sequence[Clip],
+    exact: Upstream,
+    task: dict[str, Any],
+    how: ExtractOptions,
+    feed: Feed | None,
 ) -> tuple[Plan, int, float]:
     """Plan and compute; the plan with all skipped clips, and the number and the seconds of the clips done."""
     store.refresh()
@@ -209,10 +224,11 @@ def _run(
         on_error=on_error,
         max_seconds=how.max_seconds,
         num_workers=how.num_workers,
+        feed=feed,
     )
     running = with_precision(exact, how.precision, how.int8)
     if running is not exact and plan.buckets and how.rank == 0:
-        _note_error(store, exact, running, plan.buckets)
+        _note_error(store, exact, running, plan.buckets, feed)
     with Progress(plan.num_clips, plan.seconds, show=how.progress and bool(plan.buckets)) as bar:
         report = _reporter(bar, plan.skipped)
         shares = _shares(plan.buckets, how.jobs, how.rank, how.world_size)
@@ -220,9 +236,8 @@ def _run(
             name, buckets = shares[0]
             chunks = None if task["chunks"] is None else Chunks(**task["chunks"])
             with store.writer(name, max_seconds=how.shard_seconds, wait=10.0) as writer:
-                run_buckets(
-                    running, buckets, writer, report, on_error=on_error, num_workers=how.num_workers, chunks=chunks
-                )
+                options: dict[str, Any] = {"on_error": on_error, "num_workers": how.num_workers}
+                run_buckets(running, buckets, writer, report, chunks=chunks, feed=feed, **options)
         elif shares:
             # the workers build their own
             del exact, running
@@ -233,13 +248,22 @@ def _run(
     return plan, bar.done, bar.done_seconds
 
 
-def _read_clips(clips: Sequence[Clip] | str | Path) -> list[Clip]:
+def _read_clips(clips: Sequence[Clip] | str | Path, feed: Feed | None) -> list[Clip]:
     if isinstance(clips, str | Path):
         from mmssl.data.manifest import read_manifest
 
         clips = read_manifest(clips)
-    check_clips(clips)
+    check_clips(clips, feed)
     return list(clips)
+
+
+def _selection(upstream: Upstream, streams: Sequence[str] | None, feed: Feed | None) -> dict[str, Any]:
+    """Fields of the fingerprint for streams that are left out and inputs that are not given; empty for all."""
+    kept = kept_streams(upstream.spec, streams, feed)
+    fields: dict[str, Any] = {} if kept is None else {"streams": kept}
+    if feed is not None and set(feed.inputs) != set(upstream.spec.inputs):
+        fields["inputs"] = sorted(feed.inputs)
+    return fields
 
 
 def _build(
@@ -257,7 +281,9 @@ def _build(
     return upstream, None
 
 
-def _note_error(store: FeatureStore, exact: Upstream, running: Upstream, buckets: list[list[Item]]) -> None:
+def _note_error(
+    store: FeatureStore, exact: Upstream, running: Upstream, buckets: list[list[Item]], feed: Feed | None
+) -> None:
     """Measure what another arithmetic changes on a few clips, and note it in the store, if nobody has yet."""
     if "precision_error" in store.notes:
         return
@@ -266,13 +292,10 @@ def _note_error(store: FeatureStore, exact: Upstream, running: Upstream, buckets
         # the beginning of a long clip does as well
         shortest = buckets[-1][-1]
         items = [replace(shortest, clip=replace(shortest.clip, duration=_ERROR_SECONDS), seconds=_ERROR_SECONDS)]
-    waveforms = []
-    for item in items[:: -(-len(items) // _ERROR_CLIPS)]:
-        # the run itself says what is wrong with a clip
-        with contextlib.suppress(*FAULTS):
-            waveforms.append(load_waveform(item, exact.spec))
-    if waveforms:
-        found = compare(forward_clips(exact, waveforms), forward_clips(running, waveforms))
+    # the run itself says what is wrong with a clip
+    loaded = load_clips(items[:: -(-len(items) // _ERROR_CLIPS)], exact.spec, feed)
+    if loaded:
+        found = compare(forward_loaded(exact, loaded), forward_loaded(running, loaded))
         store.notes["precision_error"] = str(found)
         write_notes(store.folder, store.notes)
         store.publish(HEADER)

@@ -66,6 +66,7 @@ def make_fingerprint(
     layers: Sequence[int] | None = None,
     dtype: str = "float32",
     stride: int = 1,
+    streams: Sequence[str] | None = None,
     **options: Any,
 ) -> Fingerprint:
     """Fingerprint of what `extract` writes with these settings.
@@ -80,6 +81,7 @@ def make_fingerprint(
         layers: numbers of the layers that are kept, of every stream, negative ones from the end; None keeps all.
         dtype: type of the frames on disk, "float32" or "float16". Pooled values are always float32.
         stride: of the frames, every `stride`-th is kept; pooled values are over all.
+        streams: that are kept; None keeps all.
         options: further plain values that features depend on, such as the arithmetic.
 
     Raises:
@@ -95,10 +97,12 @@ def make_fingerprint(
         raise ConfigError(f"stride must be a whole number of frames, 1 or more, got {stride!r}.")
     if not frames and not pooled:
         raise ConfigError("frames=False with no pooled statistic keeps nothing: ask for one of the two.")
-    streams = {}
+    declared = {}
     for name, stream in upstream.spec.streams.items():
+        if streams is not None and name not in streams:
+            continue
         kept = resolve_layers(layers, stream.num_layers, name)
-        streams[name] = {
+        declared[name] = {
             "num_layers": stream.num_layers,
             "layers": kept,
             "hidden_sizes": [stream.hidden_sizes[k] for k in kept],
@@ -111,13 +115,14 @@ def make_fingerprint(
         "upstream": target_name(upstream),
         "weights": weights_hash(upstream),
         "sample_rate": upstream.spec.sample_rate,
-        "streams": streams,
+        "streams": declared,
         "frames": bool(frames),
         "dtype": dtype,
         "pooled": [name for name in STATISTICS if name in pooled],
     }
     # only where they are used, so that stores of plain features keep their fingerprints
     fields |= {"stride": stride} if stride > 1 else {}
+    fields |= {"video_fps": upstream.spec.video_fps} if upstream.spec.video_fps else {}
     fields |= options
     if kwargs is None:
         fields["attributes"] = _attributes_hash(upstream)

@@ -15,6 +15,7 @@ from mmssl.files import is_url
 from mmssl.types import Clip
 
 if TYPE_CHECKING:
+    from mmssl.features.media import Feed
     from mmssl.features.store import FeatureStore
 
 T = TypeVar("T")
@@ -61,15 +62,19 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Of audio to compute."""
+        """Of audio or video to compute."""
         return sum(item.seconds for bucket in self.buckets for item in bucket)
 
 
-def check_clips(clips: Sequence[Clip]) -> None:
+def check_clips(clips: Sequence[Clip], feed: Feed | None = None) -> None:
     """Refuse clips that a store cannot hold.
 
+    Args:
+        clips: of a manifest.
+        feed: what is read of them; None for their audio files alone.
+
     Raises:
-        DataError: there is none, two share an id, or one has no audio.
+        DataError: there is none, two share an id, or one has no audio, or nothing of what is read.
     """
     if not clips:
         raise DataError("There is no clip to extract features of: the manifest or list of clips is empty.")
@@ -78,7 +83,11 @@ def check_clips(clips: Sequence[Clip]) -> None:
         if clip.id in seen:
             raise DataError(f"Two clips have the id {clip.id!r}: ids must be unique, since features are found by them.")
         seen.add(clip.id)
-        if clip.audio is None:
+        if feed is not None:
+            from mmssl.features.media import check_media
+
+            check_media(clip, feed)
+        elif clip.audio is None:
             raise DataError(f"The clip {clip.id!r} has no audio file: features of audio were asked for.")
 
 
@@ -92,6 +101,7 @@ def make_plan(
     on_error: str = "raise",
     max_seconds: float | None = None,
     num_workers: int = 2,
+    feed: Feed | None = None,
 ) -> Plan:
     """Deal all clips into batches, take this rank's, and leave out what the store has.
 
@@ -101,13 +111,14 @@ def make_plan(
     its file.
 
     Args:
-        clips: with audio.
+        clips: with what is read of them.
         store: what is there already.
         batch_seconds: see `make_buckets`.
         rank, world_size: which share of the batches.
         on_error: "raise", or "skip" to list what cannot be used; each such clip is listed by one rank.
         max_seconds: a longer clip is a fault; None for no limit.
         num_workers: threads that read files.
+        feed: what is read; None for audio files alone.
 
     Raises:
         MediaError: a file cannot be read, or a clip is too long, and on_error is "raise".
@@ -115,7 +126,7 @@ def make_plan(
     plan = Plan()
     measured: list[Item] = []
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
-        seconds = _in_order(pool, lambda clip: _seconds(clip, max_seconds), clips)
+        seconds = _in_order(pool, lambda clip: _seconds(clip, max_seconds, feed), clips)
         for number, (clip, result) in enumerate(zip(clips, seconds, strict=True)):
             try:
                 measured.append(Item(clip, result()))
@@ -124,7 +135,7 @@ def make_plan(
                 if number % world_size == rank:
                     plan.skipped.append(skipped)
         own = make_buckets(measured, batch_seconds)[rank::world_size]
-        key = _KeyOf()
+        key = _KeyOf(feed)
         keys = iter(_in_order(pool, key, [item.clip for bucket in own for item in bucket]))
         for bucket in own:
             todo: list[Item] = []
@@ -147,7 +158,7 @@ def fault(clip: Clip, error: MmsslError, on_error: str) -> Skipped:
     """Apply the policy to an error that concerns one clip: return what to list, or raise it."""
     if on_error == "raise":
         raise error
-    return Skipped(clip.id, str(clip.audio), str(error))
+    return Skipped(clip.id, str(clip.audio or clip.video or clip.image), str(error))
 
 
 def make_buckets(items: Iterable[Item], batch_seconds: float) -> list[list[Item]]:
@@ -168,32 +179,45 @@ def make_buckets(items: Iterable[Item], batch_seconds: float) -> list[list[Item]
 class _KeyOf:
     """Input key of a clip; a file that several clips are segments of is read once."""
 
-    def __init__(self) -> None:
+    def __init__(self, feed: Feed | None = None) -> None:
+        self._feed = feed
         self._hashes: dict[str, str] = {}
 
     def __call__(self, clip: Clip) -> str:
+        paths = [str(clip.audio)]
+        if self._feed is not None:
+            from mmssl.features.media import files_of
+
+            paths = files_of(clip, self._feed)
+        return input_key("+".join(self._hash(path) for path in paths), clip.start, clip.duration)
+
+    def _hash(self, path: str) -> str:
         from mmssl.media.remote import local_file
 
-        path = str(clip.audio)
         if path not in self._hashes:
             try:
                 with local_file(path) as file:
                     self._hashes[path] = file_hash(file)
             except OSError as error:
-                raise MediaError(f"The audio file {path} cannot be read: {error.strerror or error}.") from error
-        return input_key(self._hashes[path], clip.start, clip.duration)
+                kind = "audio" if self._feed is None else "media"
+                raise MediaError(f"The {kind} file {path} cannot be read: {error.strerror or error}.") from error
+        return self._hashes[path]
 
 
-def _seconds(clip: Clip, max_seconds: float | None) -> float:
+def _seconds(clip: Clip, max_seconds: float | None, feed: Feed | None) -> float:
     seconds = clip.duration
-    if seconds is None:
+    if feed is not None:
+        from mmssl.features.media import media_seconds
+
+        seconds = media_seconds(clip, feed)
+    elif seconds is None:
         from mmssl.media.audio import audio_info
 
         seconds = max(audio_info(str(clip.audio)).duration - clip.start, 0.0)
     if max_seconds is not None and seconds > max_seconds:
         raise MediaError(
-            f"The clip {clip.id!r} of {clip.audio} lasts {seconds:.1f} s, more than the {max_seconds:g} s allowed by "
-            f"max_seconds: cut it into segments (start, duration), or raise the limit."
+            f"The clip {clip.id!r} of {clip.audio or clip.video} lasts {seconds:.1f} s, more than the {max_seconds:g} "
+            f"s allowed by max_seconds: cut it into segments (start, duration), or raise the limit."
         )
     return seconds
 
@@ -211,10 +235,10 @@ def _in_order(pool: ThreadPoolExecutor, work: Callable[[Clip], T], clips: Sequen
 
 def item_to_record(item: Item) -> dict[str, Any]:
     """Plain values of an item, for a worker process."""
-    clip, audio = item.clip, str(item.clip.audio)
+    clip = item.clip
     return {
         "id": clip.id,
-        "audio": audio if is_url(audio) else str(Path(audio).absolute()),
+        **{kind: _absolute(getattr(clip, kind)) for kind in ("audio", "video", "image")},
         "start": clip.start,
         "duration": clip.duration,
         "input_key": item.input_key,
@@ -224,5 +248,10 @@ def item_to_record(item: Item) -> dict[str, Any]:
 
 def item_from_record(record: dict[str, Any]) -> Item:
     """Inverse of `item_to_record`; labels are not carried."""
-    clip = Clip(id=record["id"], audio=record["audio"], start=record["start"], duration=record["duration"])
+    fields = ("id", "audio", "video", "image", "start", "duration")
+    clip = Clip(**{name: record[name] for name in fields})
     return Item(clip, record["seconds"], record["input_key"])
+
+
+def _absolute(path: str | None) -> str | None:
+    return path if path is None or is_url(path) else str(Path(path).absolute())

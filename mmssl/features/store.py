@@ -196,6 +196,11 @@ class FeatureStore:
         """Of the waveforms that the features were computed from, in Hz."""
         return self.fingerprint.fields["sample_rate"]
 
+    def input_rate(self, stream: str) -> float | None:
+        """Of what a stream's hop lengths count, in Hz: video frames for "video", else samples."""
+        fields = self.fingerprint.fields
+        return fields.get("video_fps") if stream == "video" or self.sample_rate is None else self.sample_rate
+
     @property
     def has_frames(self) -> bool:
         """Whether frames were kept."""
@@ -216,7 +221,16 @@ class FeatureStore:
         return iter(self.ids)
 
     def __getitem__(self, clip_id: str) -> Representation:
-        return {stream: self.read(clip_id, stream) for stream in self.streams}
+        return {stream: self.read(clip_id, stream) for stream in self.streams_of(clip_id)}
+
+    def streams_of(self, clip_id: str) -> list[str]:
+        """Streams of a clip: those of the store, but for what a clip without audio or video lacks.
+
+        Raises:
+            StoreError: the clip is not in the store.
+        """
+        lengths = self.entry(clip_id).lengths
+        return [stream for stream in self.streams if stream in lengths]
 
     def entry(self, clip_id: str) -> Entry:
         """Index entry of a clip.
@@ -248,7 +262,7 @@ class FeatureStore:
         Raises:
             StoreError: no such clip, stream or layer, no frames were kept, or a file is missing or damaged.
         """
-        entry, positions = self.entry(clip_id), self._positions(stream, layers)
+        entry, positions = self._find(clip_id, stream, layers)
         if not self.has_frames:
             raise StoreError(
                 f"{self.location} holds pooled features only ({', '.join(self.stats)}): use store.pooled(...), "
@@ -279,7 +293,7 @@ class FeatureStore:
         Raises:
             StoreError: no such clip, stream or layer, the statistic was not kept, or a file is missing or damaged.
         """
-        entry, positions = self.entry(clip_id), self._positions(stream, layers)
+        entry, positions = self._find(clip_id, stream, layers)
         if stat not in self.stats:
             raise StoreError(
                 f"{self.location} holds no pooled {stat!r}; it holds {', '.join(self.stats) or 'frames only'}. "
@@ -295,6 +309,16 @@ class FeatureStore:
                 rows = [table[k] for k in positions]
         one = torch.tensor(1, dtype=torch.int64)
         return Layers(tuple(row[None] for row in rows), tuple(one for _ in rows))
+
+    def _find(self, clip_id: str, stream: str, layers: Sequence[int] | None) -> tuple[Entry, list[int]]:
+        """Entry of a clip that has the stream, and places of the layers."""
+        entry, positions = self.entry(clip_id), self._positions(stream, layers)
+        if stream not in entry.lengths:
+            raise StoreError(
+                f"The clip {clip_id!r} has no stream {stream!r} in {self.location}: what that is computed from was "
+                f"missing when it was extracted. It has {', '.join(entry.lengths)} (`streams_of` tells)."
+            )
+        return entry, positions
 
     def _positions(self, stream: str, layers: Sequence[int] | None) -> list[int]:
         if stream not in self.streams:

@@ -46,6 +46,7 @@ def _run(task: dict[str, Any], report: Any) -> None:
     from mmssl.features.engine import run_buckets
     from mmssl.features.fingerprint import make_fingerprint
     from mmssl.features.long_audio import Chunks
+    from mmssl.features.media import Feed
     from mmssl.features.memory import keep_freed_memory
     from mmssl.features.plan import item_from_record
     from mmssl.features.precision import with_precision
@@ -59,11 +60,12 @@ def _run(task: dict[str, Any], report: Any) -> None:
     store = FeatureStore.create(task["folder"], make_fingerprint(upstream, kwargs=task["kwargs"], **task["outputs"]))
     upstream = with_precision(upstream, task["precision"], task["int8"])
     chunks = None if task["chunks"] is None else Chunks(**task["chunks"])
+    feed = None if task["feed"] is None else Feed(tuple(task["feed"]["inputs"]), task["feed"]["partial"])
     buckets = [[item_from_record(record) for record in bucket] for bucket in task["buckets"]]
     # a run that was killed a moment ago may still be ending
     with store.writer(task["writer"], max_seconds=task["shard_seconds"], wait=10.0) as writer:
         options = {name: task[name] for name in ("on_error", "num_workers")}
-        run_buckets(upstream, buckets, writer, report, chunks=chunks, **options)
+        run_buckets(upstream, buckets, writer, report, chunks=chunks, feed=feed, **options)
 
 
 def _end_with_parent() -> None:

@@ -121,13 +121,19 @@ class StoreWriter:
         """
         self.put([self.encode(clip_id, representation, input_key=input_key)])
 
-    def encode(self, clip_id: str, representation: Representation, *, input_key: str = "") -> EncodedClip:
-        """Pool, cast and check the representation of one clip, as `add` does, without adding it."""
+    def encode(
+        self, clip_id: str, representation: Representation, *, input_key: str = "", partial: bool = False
+    ) -> EncodedClip:
+        """Pool, cast and check the representation of one clip, as `add` does, without adding it.
+
+        Args:
+            clip_id, representation, input_key: see `add`.
+            partial: the clip lacks an input, so that streams may be missing.
+        """
         if not clip_id:
             raise InputError("A clip id must not be empty.")
-        return self.seal(
-            clip_id, *encode_clip(clip_id, representation, self.store.fingerprint.fields), input_key=input_key
-        )
+        arrays, lengths = encode_clip(clip_id, representation, self.store.fingerprint.fields, partial)
+        return self.seal(clip_id, arrays, lengths, input_key=input_key)
 
     def seal(
         self,
@@ -228,16 +234,19 @@ def remove_leftovers(folder: Path, name: str) -> int:
 
 
 def encode_clip(
-    clip_id: str, representation: Representation, fields: Mapping[str, Any]
+    clip_id: str, representation: Representation, fields: Mapping[str, Any], partial: bool = False
 ) -> tuple[dict[str, np.ndarray], dict[str, int | list[int]]]:
     """Arrays to store for one clip, as the fingerprint's fields ask, and stream -> frames.
 
-    Layers of equal width and rate become one array (L, T, D); pooled layers of equal width one (L, D).
+    Layers of equal width and rate become one array (L, T, D); pooled layers of equal width one (L, D). With `partial`
+    the clip may lack streams, but not all.
     """
     arrays: dict[str, np.ndarray] = {}
     lengths: dict[str, int | list[int]] = {}
     for stream, declared in fields["streams"].items():
         if stream not in representation:
+            if partial and any(name in representation for name in fields["streams"]):
+                continue
             raise InputError(f"The upstream declares a stream {stream!r} and gave none for the clip {clip_id!r}.")
         kept = _kept_layers(clip_id, stream, representation[stream], declared)
         counts = [len(h) for h in kept]

@@ -138,6 +138,15 @@ def draw_face(ground: Any, identity: Identity, expression: Expression, pose: Pos
     return np.asarray(canvas.image.reduce(_SUPERSAMPLING))
 
 
+def head_box(identity: Identity, expression: Expression, pose: Pose, size: int) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) in pixels of the head's outline, without hair, in a picture of `size` x `size`."""
+    cos, sin = math.cos(pose.roll), math.sin(pose.roll)
+    points = _head(identity, 0.07 * expression.opening)
+    across = [size * (pose.x + pose.scale * (cos * x - sin * y)) for x, y in points]
+    down = [size * (pose.y + pose.scale * (sin * x + cos * y)) for x, y in points]
+    return min(across), min(down), max(across), max(down)
+
+
 class _Canvas:
     """A picture with the head's own coordinates. Features that stand out move further when the head turns."""
 

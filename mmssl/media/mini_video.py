@@ -26,7 +26,8 @@ from mmssl.types import Clip
 if TYPE_CHECKING:
     import numpy
 
-    from mmssl.media.face import Colour
+    from mmssl.media.face import Colour, Expression, Pose
+    from mmssl.media.talking import Actor
 
 FPS = 25
 SIZE = 96
@@ -75,7 +76,7 @@ def add_videos(root: Path, clips: Sequence[Clip], seed: int, sound: dict[str, st
     if not _finished(root, made_by, clips):
         remove_videos(root)
         (root / "video").mkdir(exist_ok=True)
-        sums = _render_all([_job(root, clip, seed) for clip in clips])
+        sums = _render_all([job_of(root, clip, seed) for clip in clips])
         stamp = {"settings": made_by, "sha256": sums}
         write_atomically(root / STAMP, json.dumps(stamp, indent=1).encode())
     return [replace(clip, video=str(root / "video" / f"{clip.id}.mp4")) for clip in clips]
@@ -94,15 +95,8 @@ def draw_frames(job: Job) -> Iterator[numpy.ndarray]:
     import numpy as np
 
     from mmssl.media.face import backdrop, draw_face
-    from mmssl.media.mini import EMOTIONS, read_phones
-    from mmssl.media.talking import make_actor, perform
 
-    actor = make_actor(np.random.default_rng((job.seed, _FACE_STREAM, job.speaker)), job.gender)
-    stream = (job.seed, _CLIP_STREAM, job.speaker, job.sentence, EMOTIONS.index(job.emotion))
-    rng = np.random.default_rng(stream)
-    phones = read_phones(Path(job.root) / "phones" / f"{job.clip_id}.tsv")
-    num_frames = frames_on_screen(Fraction(repr(job.duration)), Fraction(FPS), Fraction(0))
-    frames = perform(rng, actor, job.emotion, phones, num_frames, FPS)
+    actor, rng, frames = performance(job)
     # the room and its light say nothing about who speaks or how
     colour = rng.uniform(70, 215, 3)
     light = rng.uniform(0.6, 1.0)
@@ -111,6 +105,21 @@ def draw_frames(job: Job) -> Iterator[numpy.ndarray]:
     for expression, pose in frames:
         picture = draw_face(ground, actor.identity, expression, pose)
         yield np.clip(np.round(picture * gain), 0, 255).astype(np.uint8)
+
+
+def performance(job: Job) -> tuple[Actor, numpy.random.Generator, list[tuple[Expression, Pose]]]:
+    """Who speaks, the generator of what else is drawn of the clip, and expression and pose of each picture."""
+    import numpy as np
+
+    from mmssl.media.mini import EMOTIONS, read_phones
+    from mmssl.media.talking import make_actor, perform
+
+    actor = make_actor(np.random.default_rng((job.seed, _FACE_STREAM, job.speaker)), job.gender)
+    stream = (job.seed, _CLIP_STREAM, job.speaker, job.sentence, EMOTIONS.index(job.emotion))
+    rng = np.random.default_rng(stream)
+    phones = read_phones(Path(job.root) / "phones" / f"{job.clip_id}.tsv")
+    num_frames = frames_on_screen(Fraction(repr(job.duration)), Fraction(FPS), Fraction(0))
+    return actor, rng, perform(rng, actor, job.emotion, phones, num_frames, FPS)
 
 
 def _rounded(colour: numpy.ndarray) -> Colour:
@@ -125,7 +134,8 @@ def render(job: Job) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _job(root: Path, clip: Clip, seed: int) -> Job:
+def job_of(root: Path, clip: Clip, seed: int) -> Job:
+    """What determines the video of a clip of the corpus in `root`."""
     speaker, sentence = int(str(clip.speaker)[3:]), int(clip.labels["sentence"][1:])
     labels, duration = clip.labels, float(clip.duration or 0.0)
     return Job(str(root), clip.id, labels["gender"], labels["emotion"], duration, seed, speaker, sentence)

@@ -42,7 +42,8 @@ def scoped_lengths(name: str) -> Tensor | None:
 
 def zero_steps(data: Tensor, lengths: Tensor | None) -> Tensor:
     """Return (B, C, T) with every step past each length set to zero; unchanged where nothing is padded."""
-    if lengths is None or int(lengths.min()) >= data.shape[-1]:
+    # what is computed must not hang on values while a graph is exported
+    if lengths is None or (not torch.compiler.is_exporting() and int(lengths.min()) >= data.shape[-1]):
         return data
     return data.masked_fill(~valid_mask(lengths.to(data.device), data.shape[-1])[:, None, :], 0)
 

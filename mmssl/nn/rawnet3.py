@@ -233,8 +233,7 @@ class RawNet3Encoder(nn.Module):
         """
         if waveforms.data.dim() != 2 or waveforms.lengths.shape != waveforms.data.shape[:1]:
             raise InputError(f"RawNet3 takes waveforms (B, T), got {tuple(waveforms.data.shape)}.")
-        shortest = int(waveforms.lengths.min())
-        if shortest < self.min_length:
+        if not torch.compiler.is_exporting() and (shortest := int(waveforms.lengths.min())) < self.min_length:
             raise InputError(
                 f"RawNet3 takes waveforms of at least {self.min_length} samples, got one of {shortest}: leave the clip "
                 "out or lengthen it."

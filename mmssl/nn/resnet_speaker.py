@@ -114,6 +114,9 @@ class ResNetEncoder(nn.Module):
         """
         if features.data.dim() != 3 or features.data.shape[-1] != self.input_size:
             raise InputError(f"The network takes (B, T, {self.input_size}), got {tuple(features.data.shape)}.")
+        if torch.compiler.is_exporting():
+            # a graph cannot sort clips by their lengths: it takes clips of one length
+            return self._embed(features.data)[0][:, 0]
         shortest, longest = int(features.lengths.min()), int(features.lengths.max())
         if shortest < 1 or longest > features.data.shape[1]:
             raise InputError(f"Lengths must lie in 1 to {features.data.shape[1]}, got {shortest} to {longest}.")

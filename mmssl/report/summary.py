@@ -15,16 +15,25 @@ from mmssl.errors import StageError
 
 SCHEMA = 1
 MISSING = "–"
-_NAMES = {"uar": "UAR", "wa": "WA", "macro_f1": "macro F1", "ccc": "CCC", "pearson": "Pearson r", "rmse": "RMSE"}
+_NAMES = {
+    "uar": "UAR",
+    "wa": "WA",
+    "macro_f1": "macro F1",
+    "weighted_f1": "WF1",
+    "ccc": "CCC",
+    "pearson": "Pearson r",
+    "rmse": "RMSE",
+}
 _LONG_NAMES = {
     "uar": "unweighted average recall",
     "wa": "weighted accuracy: share of clips that are right",
     "macro_f1": "F1 averaged over classes",
+    "weighted_f1": "F1 averaged over classes, weighted by their numbers of clips",
     "ccc": "concordance correlation coefficient",
     "pearson": "Pearson correlation",
     "rmse": "root mean squared error",
 }
-_PERCENT = frozenset({"uar", "wa", "macro_f1"})
+_PERCENT = frozenset({"uar", "wa", "macro_f1", "weighted_f1"})
 _LOWER_IS_BETTER = frozenset({"rmse"})
 
 

@@ -19,6 +19,11 @@ COMMANDS = {
     "bench": "probe upstreams on corpora and write a leaderboard",
     "predict": "label files with a trained experiment",
     "export": "write a trained experiment as a folder that stands alone",
+    "embed": "one vector per clip: speaker embeddings, or the mean of an upstream's layer",
+    "verify": "compare the speakers of two clips",
+    "leakage": "how well a linear probe reads the speaker from stored features",
+    "export-onnx": "write a speaker model as an ONNX graph",
+    "sync": "by how much the sound of video files is late, and whether it belongs to the pictures",
     "upstreams": "list the upstreams that can be used, and where each comes from",
     "check-upstream": "run the contract tests on an upstream, yours included",
 }

@@ -29,9 +29,9 @@ def prepare(context: Context) -> str:
     """
     config = context.config
     clips = run_local(context)
-    _check_clips(clips, config["label"], config["task"]["kind"])
+    check_labels(clips, config["label"], config["task"]["kind"])
     usable, skipped, seconds = _readable(clips, config["data"]["on_error"])
-    folds = _folds(usable, config)
+    folds = folds_of(usable, config)
     context.data.mkdir(parents=True, exist_ok=True)
     write_manifest(context.data / MANIFEST, usable)
     write_folds(context.data / FOLDS, folds)
@@ -75,7 +75,12 @@ def run_local(context: Context) -> list[Clip]:
     return clips
 
 
-def _check_clips(clips: Sequence[Clip], label: str, kind: str) -> None:
+def check_labels(clips: Sequence[Clip], label: str, kind: str) -> None:
+    """Make sure that ids are unique and that every clip has a label of the kind that the task needs.
+
+    Raises:
+        DataError: they are not, or it has not, or all clips are of one class.
+    """
     repeated = [name for name, count in Counter(clip.id for clip in clips).items() if count > 1]
     if repeated:
         raise DataError(f"{len(repeated)} clip ids are not unique, among them {repeated[0]!r}: mend local/prepare.py.")
@@ -121,7 +126,12 @@ def _readable(clips: Sequence[Clip], on_error: str) -> tuple[list[Clip], list[di
     return usable, skipped, seconds
 
 
-def _folds(clips: Sequence[Clip], config: Mapping[str, Any]) -> list[Fold]:
+def folds_of(clips: Sequence[Clip], config: Mapping[str, Any]) -> list[Fold]:
+    """The folds of the section `protocol`, with fewer where fewer groups are there.
+
+    Raises:
+        DataError: no clip has the group, or a fold has an empty part.
+    """
     protocol, k = config["protocol"], config["protocol"]["k"]
     group = protocol["group"]
     present = {clip.group(group) for clip in clips}

@@ -57,7 +57,7 @@ def score(context: Context) -> str:
         "fingerprint": digest(
             {"config": compared(config), "features": {n: f["fingerprint"] for n, f in features.items()}}
         ),
-        "protocol": _protocol(config["protocol"], folds, clips),
+        "protocol": protocol_of(config["protocol"], folds, clips),
         "data": corpus,
         "classes": classes,
         "chance": 1 / len(classes) if classes else 0.0,
@@ -65,7 +65,7 @@ def score(context: Context) -> str:
         "skipped": list({item["id"]: item for item in skipped}.values()),
         "systems": systems,
     }
-    write_json(context.exp_dir / RESULTS, _finite(results))
+    write_json(context.exp_dir / RESULTS, finite(results))
     best = max(systems, key=lambda s: s["metrics"][primary]["mean"])
     return f"best {primary.upper()} {best['metrics'][primary]['mean']:.4f} ({best['name']}), mean of {len(folds)} folds"
 
@@ -166,7 +166,8 @@ def _selection(config: Mapping[str, Any], features: Mapping[str, Any]) -> str:
     )
 
 
-def _protocol(protocol: Mapping[str, Any], folds: Sequence[Fold], clips: Sequence[Clip]) -> dict[str, Any]:
+def protocol_of(protocol: Mapping[str, Any], folds: Sequence[Fold], clips: Sequence[Clip]) -> dict[str, Any]:
+    """The section `protocol` of results.json: folds in words, speaker overlap and notes."""
     notes = [protocol["notes"], *dict.fromkeys(note for fold in folds for note in fold.notes)]
     group, dev = protocol["group"], protocol["dev_groups"]
     scheme = {
@@ -232,10 +233,10 @@ def _short(target: str) -> str:
     return Path(target).name if "/" in target else target.rpartition(".")[2]
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """NaN and infinity as None, which JSON can hold."""
     if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmssl.data.streams import Streams
+from mmssl.downstream.adversarial import SpeakerAdversary
 from mmssl.downstream.tasks import UtteranceClassification, UtteranceRegression, UtteranceTask
 from mmssl.errors import ConfigError, InputError, did_you_mean
 from mmssl.interfaces.base import Interface
@@ -136,11 +137,15 @@ class FineTuneModel(nn.Module):
 
     def answers_loss(self, answers: Tensor, targets: Tensor) -> float | None:
         """Loss of a split from its answers, for tasks with one answer per clip; None for others."""
-        if isinstance(self.task, UtteranceClassification):
-            chosen = answers.gather(1, self.task.check_targets(targets)[:, None])
+        task = self.task
+        if isinstance(task, SpeakerAdversary):
+            targets = task.split(targets)[0]
+            task = task.task
+        if isinstance(task, UtteranceClassification):
+            chosen = answers.gather(1, task.check_targets(targets)[:, None])
             return float(-chosen.clamp(min=1e-12).log().mean())
-        if isinstance(self.task, UtteranceTask):
-            return float(self.task.loss(answers, self.task.check_targets(targets)))
+        if isinstance(task, UtteranceTask):
+            return float(task.loss(answers, task.check_targets(targets)))
         return None
 
 

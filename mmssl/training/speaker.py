@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mmssl.augment.base import Augmentation
     from mmssl.augment.spectrogram import SpecAugment
     from mmssl.downstream.speaker_model import SpeakerModel
+    from mmssl.training.speaker_distill import Distillation
 
 __all__ = ["SpeakerStage", "SpeakerTraining", "large_margin_stage", "num_classes", "train_speaker"]
 
@@ -79,6 +80,7 @@ def train_speaker(
     speeds: Sequence[float] = (1.0, 0.9, 1.1),
     augmentation: Augmentation | None = None,
     spec_augment: SpecAugment | None = None,
+    distillation: Distillation | None = None,
     batch_size: int = 64,
     clips_per_speaker: int = 1,
     optimizer: str = "adamw",
@@ -114,6 +116,7 @@ def train_speaker(
         speeds: the first is 1; (1.0,) for no speed perturbation.
         augmentation: of the crops, see `mmssl.training.speaker_augment.speaker_augmentation`.
         spec_augment: of the frames that the encoder sees.
+        distillation: what the model's upstream, a `SpeechStudent`, is distilled from meanwhile (OS-KDFT).
         batch_size, clips_per_speaker: see `SpeakerBatches`.
         optimizer, weight_decay: see `SpeakerModule`.
         grad_clip: largest norm of the gradient; None for no limit.
@@ -160,6 +163,8 @@ def train_speaker(
         "augmentation": (describe(augmentation), describe(spec_augment), [str(s) for s in check_speeds(speeds)]),
         "dev": fingerprint(dev_used, {"seconds": dev_seconds, "trials": trials_per_speaker}),
     }
+    if distillation is not None:
+        settings["distillation"] = distillation.describe()
     judge = DevelopmentTrials(_development(dev_used, trials, reader, dev_seconds), trials)
     run = StageRun(
         model,
@@ -173,6 +178,7 @@ def train_speaker(
         save_every=save_every,
         log_every=log_every,
         num_workers=num_workers,
+        distillation=distillation,
     )
     write_trials(folder / TRIALS, trials)
     history: list[dict[str, float]] = []

@@ -26,6 +26,7 @@ from mmssl.metrics.verification import verification_metrics
 from mmssl.random import isolated_rng, mix
 from mmssl.training.module import DivergedError
 from mmssl.training.speaker_data import SpeakerBatch
+from mmssl.training.speaker_distill import Distillation
 from mmssl.training.speaker_stage import SpeakerStage
 from mmssl.types import Padded
 
@@ -82,9 +83,11 @@ class SpeakerModule(LightningModule):
         spec_augment: of the frames that the encoder sees, or None.
         seed: of all that is drawn.
         settings: name of the run's clips and settings, which a run that is resumed must have.
+        distillation: what the upstream, a student, is distilled from meanwhile; None for none.
 
     Attributes:
-        history: rows of means since the row before: step, loss, accuracy, margin, learning_rate; and of evaluations.
+        history: rows of means since the row before: step, loss, accuracy, margin, learning_rate, and where there is a
+            teacher the distance from it, distillation; and of evaluations.
         best: row of the best evaluation so far; None before the first.
         resumed_from: steps that were done before this process.
 
@@ -105,6 +108,7 @@ class SpeakerModule(LightningModule):
         spec_augment: SpecAugment | None = None,
         seed: int = 0,
         settings: str = "",
+        distillation: Distillation | None = None,
     ) -> None:
         super().__init__()
         if optimizer not in ("adamw", "sgd") or weight_decay < 0:
@@ -118,7 +122,10 @@ class SpeakerModule(LightningModule):
             )
         if spec_augment is not None and model.takes_waveforms:
             raise ConfigError("SpecAugment masks frames; this encoder takes waveforms. Set spec_augment to null.")
+        if distillation is not None:
+            distillation.check(model)
         self.model, self.loss, self.stage, self._loader = model, loss, stage, loader
+        self.distillation = distillation
         self.optimizer_name, self.weight_decay = optimizer, weight_decay
         self.spec_augment, self.seed, self.settings = spec_augment, seed, settings
         self.history: list[dict[str, float]] = []
@@ -141,12 +148,18 @@ class SpeakerModule(LightningModule):
         upstream, own = self.model.optimizer_groups()
         own = [*own, *self.loss.parameters()]
         groups = []
-        for parameters, rate in ((own, self.stage.learning_rate), (upstream, self.stage.upstream_learning_rate)):
+        parts = [(own, self.stage.learning_rate)]
+        if self.distillation is not None:
+            upstream, adapters = self.distillation.split(self.model, upstream)
+            parts.append((adapters, self.stage.learning_rate * self.distillation.adapter_factor))
+        if self.stage.upstream_learning_rate is not None:
+            parts.append((upstream, self.stage.upstream_learning_rate))
+        for parameters, rate in parts:
             for chosen, decay in (
                 ([p for p in parameters if p.dim() > 1], self.weight_decay),
                 ([p for p in parameters if p.dim() <= 1], 0.0),
             ):
-                if chosen and rate is not None:
+                if chosen:
                     groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
         optimizer: torch.optim.Optimizer
         if self.optimizer_name == "sgd":
@@ -167,11 +180,13 @@ class SpeakerModule(LightningModule):
         if isinstance(self.loss, MarginSoftmax):
             self.loss.margin = margin
         with isolated_rng(mix(self.seed, _DROPOUT, step) % 2**31):
-            frames = self.model.frames(batch.waveforms)
+            frames, distance = self._frames(batch.waveforms)
             if self.spec_augment is not None:
                 frames = self._masked(frames, batch.seeds)
             output = self.loss(self.model.encode(frames), batch.labels)
         loss = output if isinstance(output, Tensor) else output.loss
+        if self.distillation is not None and distance is not None:
+            loss = loss + self.distillation.weight_at(step, self.stage.steps) * distance
         if not bool(torch.isfinite(loss)):
             raise DivergedError(
                 f"The loss of step {step} is {float(loss)}: lower the learning rate, warm up for longer, or clip the "
@@ -179,12 +194,20 @@ class SpeakerModule(LightningModule):
             )
         self.batches_done = step + 1
         values = {"loss": float(loss.detach()), "margin": margin, "learning_rate": self._rate()}
+        if distance is not None:
+            values["distillation"] = float(distance.detach())
         if not isinstance(output, Tensor):
             values["accuracy"] = float((output.predictions.argmax(1) == batch.labels).float().mean())
         self._count += 1
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         return loss
+
+    def _frames(self, waveforms: Padded) -> tuple[Padded, Tensor | None]:
+        """What the encoder sees, and the distillation loss where there is one."""
+        if self.distillation is None:
+            return self.model.frames(waveforms), None
+        return self.distillation.frames(self.model, waveforms)
 
     def log_row(self, step: int) -> dict[str, float]:
         """Begin a row of the history: means since the row before."""

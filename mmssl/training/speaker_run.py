@@ -23,6 +23,7 @@ from mmssl.errors import CheckpointError, ConfigError
 from mmssl.files import replace_file
 from mmssl.random import isolated_rng, mix
 from mmssl.training.speaker_data import SpeakerBatches, speaker_loader
+from mmssl.training.speaker_distill import Distillation
 from mmssl.training.speaker_module import DevelopmentTrials, SpeakerModule
 from mmssl.training.speaker_stage import SpeakerStage
 
@@ -61,6 +62,7 @@ class StageRun:
     save_every: int
     log_every: int
     num_workers: int
+    distillation: Distillation | None = None
 
     def fit(
         self,
@@ -88,6 +90,7 @@ class StageRun:
             spec_augment,
             batches.seed,
             settings,
+            self.distillation,
         )
         checkpoint = folder / CHECKPOINT
         saver = StageSaver(folder, self.trials, eval_every, self.save_every, self.log_every)

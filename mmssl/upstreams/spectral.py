@@ -102,11 +102,16 @@ class Spectral(Upstream):
             packed = self.features(frames[valid])
             data = packed.new_zeros(*frames.shape[:2], packed.shape[-1])
             data[valid] = packed
-            if self.deltas:
-                data = add_deltas(data, lengths, self.deltas)
-            if self.normalize != "none":
-                data = normalize_frames(data, lengths, variance=self.normalize == "mean_variance")
+            data = self.finish(data, lengths)
         return {"audio": Layers((data.to(self.dtype),), (lengths,))}
+
+    def finish(self, data: Tensor, lengths: Tensor) -> Tensor:
+        """Deltas and normalisation of features (B, frames, size) that are zero past each length (B,)."""
+        if self.deltas:
+            data = add_deltas(data, lengths, self.deltas)
+        if self.normalize != "none":
+            data = normalize_frames(data, lengths, variance=self.normalize == "mean_variance")
+        return data
 
 
 class _Kaldi(Spectral):

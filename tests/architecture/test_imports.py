@@ -16,7 +16,7 @@ TIERS = (
     ("nn", "media", "data", "metrics", "augment"),
     ("upstreams", "objectives", "interfaces", "downstream", "faces"),
     ("features", "training", "probing", "analysis"),
-    ("report", "stages", "testing", "hear", "compat"),
+    ("report", "stages", "testing", "hear", "speaker", "compat"),
 )
 TIER_OF = {name: level for level, tier in enumerate(TIERS) for name in tier}
 # (importing package, imported package) pairs of one tier that are allowed, and why
@@ -26,6 +26,7 @@ SAME_TIER = {
     ("probing", "training"): "a batched run gives what the ordinary trainer gives, which trains what cannot be stacked",
     ("probing", "features"): "probes read stores",
     ("stages", "report"): "the report stage writes the report",
+    ("stages", "speaker"): "mmssl embed, mmssl verify and mmssl export-onnx",
     ("stages", "testing"): "mmssl check-upstream runs the contract suite",
     **{(a, b): "the core is one" for a in CORE for b in CORE},
 }

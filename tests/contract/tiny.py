@@ -59,9 +59,11 @@ TINY: dict[str, list[dict[str, Any]]] = {
     "spectrogram": [{}],
     "wav2vec2": [{"preset": "wav2vec2_tiny"}, {"preset": "wav2vec2_lv60_tiny"}],
     "hubert": [{"preset": "hubert_tiny"}, {"preset": "hubert_large_tiny"}],
+    "hubert_nano": [{"num_layers": 2}],
     "wavlm": [{"preset": "wavlm_tiny"}, {"preset": "wavlm_large_tiny"}],
     "data2vec_audio": [{"preset": "data2vec_audio_tiny"}],
     "unispeech_sat": [{"preset": "unispeech_sat_tiny"}, {"preset": "unispeech_sat_large_tiny"}],
+    "speech_student": [{"preset": "hubert_tiny", "adapter_size": 4}],
     "distilhubert": [
         {"preset": "distilhubert_tiny"},
         {"preset": "distilhubert_tiny", "prediction_heads": True},

@@ -110,3 +110,24 @@ def test_pairs_are_json_or_text():
 def test_layers_must_be_numbers(manifest, tmp_path, capsys):
     assert run("extract", manifest, tmp_path / "store", "--layers", "one", "--upstream", CONV) == 1
     assert "0,6,-1" in capsys.readouterr().err
+
+
+def test_video_of_an_audio_visual_upstream(tmp_path, capsys):
+    from mmssl.faces.write import write_video
+
+    rng = np.random.default_rng(0)
+    for name, sound in (("both", 0.1 * rng.standard_normal((1, 9600)).astype(np.float32)), ("silent", None)):
+        write_video(tmp_path / f"{name}.mkv", rng.integers(0, 256, (15, 16, 16, 3), np.uint8), 25.0, sound, 16000)
+    lines = [json.dumps({"id": name, "video": f"{name}.mkv"}) for name in ("both", "silent")]
+    (tmp_path / "manifest.jsonl").write_text("\n".join(lines))
+    upstream = ["--upstream", "mmssl.testing.dummies.DummyAudioVisual"]
+    words = ["extract", tmp_path / "manifest.jsonl", "--quiet"]
+    assert run(*words, tmp_path / "all", *upstream) == 1
+    assert "'silent' has no sound" in capsys.readouterr().err
+    assert run(*words, tmp_path / "partial", "--partial", "--streams", "audio,video", *upstream) == 0
+    store = FeatureStore(tmp_path / "partial")
+    assert [store.streams_of(clip) for clip in store.ids] == [["audio", "video"], ["video"]]
+    assert run(*words, tmp_path / "video", "--inputs", "video", *upstream) == 0
+    assert FeatureStore(tmp_path / "video").streams_of("both") == ["video"]
+    assert run("features", "info", tmp_path / "partial") == 0
+    assert "width 8, hop 1 at 25 Hz" in capsys.readouterr().out

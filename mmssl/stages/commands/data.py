@@ -177,5 +177,10 @@ def _mini(args: argparse.Namespace) -> int:
         clips = make_mini(args.folder, seed=args.seed, **({"video": True} if args.video else {}))
     manifest = args.folder / "manifest.jsonl"
     write_manifest(manifest, clips)
+    if args.video:
+        from mmssl.media.mini_boxes import write_boxes
+
+        # for `mmssl faces --detector given file=...`
+        write_boxes(args.folder / "face_boxes.json", args.folder, clips, args.seed)
     print(f"{manifest}: {len(clips)} clips.")
     return 0

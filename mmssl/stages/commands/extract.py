@@ -11,7 +11,7 @@ from typing import Any
 
 from mmssl.errors import ConfigError
 
-WHAT = ("seed", "layers", "frames", "pooled", "dtype", "stride", "on_error")
+WHAT = ("seed", "layers", "frames", "pooled", "dtype", "stride", "streams", "inputs", "partial", "on_error")
 """Arguments of the command that are arguments of `extract`."""
 HOW = (
     "precision",
@@ -60,6 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", help="numbers with commas between, as in 0,6,-1 (default all)")
     parser.add_argument("--dtype", default="float32", help="of the frames: float32 or float16 (default float32)")
     parser.add_argument("--stride", type=int, default=1, help="keep every N-th frame (default 1)")
+    parser.add_argument("--streams", help="to keep, with commas between: audio,fusion (default all)")
+    parser.add_argument("--inputs", help="to give to the upstream: waveforms, video or images (default all it takes)")
+    parser.add_argument(
+        "--partial", action="store_true", help="store clips without sound or video with the streams that they have"
+    )
     parser.add_argument("--precision", default="fp32", help="to compute in: fp32, bf16 or fp16 (default fp32)")
     parser.add_argument("--int8", action="store_true", help="linear layers on 8-bit integers, a scale per row")
     parser.add_argument("--chunk-seconds", type=float, help="cut longer clips into chunks (default: only where exact)")
@@ -115,6 +120,9 @@ def run(args: argparse.Namespace) -> int:
         pooled=pooled,
         dtype=args.dtype,
         stride=args.stride,
+        streams=_words(args.streams),
+        inputs=_words(args.inputs),
+        partial=args.partial,
         on_error=args.on_error,
         options=ExtractOptions(
             device=_device(args.device), rank=rank, world_size=world_size, progress=not args.quiet, **how
@@ -174,6 +182,10 @@ def _numbers(text: str) -> list[int]:
         return [int(word) for word in text.split(",")]
     except ValueError:
         raise ConfigError(f"--layers takes whole numbers with commas between, as in 0,6,-1; got {text!r}.") from None
+
+
+def _words(text: str | None) -> list[str] | None:
+    return None if text is None else [word for word in text.split(",") if word]
 
 
 def _share(args: argparse.Namespace) -> tuple[int, int]:

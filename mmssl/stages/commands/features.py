@@ -69,7 +69,9 @@ def _info(store: FeatureStore) -> int:
     for name, stream in store.streams.items():
         widths, hops = (sorted(set(stream[key])) for key in ("hidden_sizes", "hop_lengths"))
         kept = f"{len(stream['layers'])} of {stream['num_layers']} layers"
-        print(f"  {name:<12} {kept}, width {_list(widths)}, hop {_list(hops)} at {store.sample_rate} Hz")
+        rate = store.input_rate(name)
+        at = "" if rate is None else f" at {rate:g} Hz"
+        print(f"  {name:<12} {kept}, width {_list(widths)}, hop {_list(hops)}{at}")
     for name, text in store.notes.items():
         print(f"  {name.replace('_', ' ')}: {text}")
     print(f"  fingerprint  {store.fingerprint.digest}")
