@@ -64,6 +64,8 @@ class ScoreFusion:
                 f"{int(target.sum())} targets."
             )
         centre, spread = table.mean(0), table.std(0)
+        # what hardly varies says nothing, and divided by its spread it would be rounding errors
+        spread[spread <= 1e-6 * np.abs(centre)] = 1
         spread[spread == 0] = 1
         share = np.where(target, self.prior / target.sum(), (1 - self.prior) / (~target).sum())
         model = LogisticRegression(C=1 / (self.penalty * len(table)), tol=1e-8, max_iter=1000)

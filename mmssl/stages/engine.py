@@ -23,6 +23,11 @@ from mmssl.stages.files import digest, flatten, input_digest, read_json, write_j
 RECORD = "config.json"
 # where the work runs and where the corpus lies do not change a result
 _NOT_COMPARED = ("exp", "nj", "ngpu", "stages", "data.root")
+# what a recipe's longer stages leave in an experiment's folder
+_RESULTS = (
+    *("features.json", "av_features.json", "systems", "iterations", "model", "metrics.json"),
+    *("results.json", "error_rates.json", "leaderboard.json"),
+)
 
 
 @dataclass(frozen=True)
@@ -253,7 +258,7 @@ def claim_results_folder(context: Context, overwrite: bool = False) -> None:
         changed = [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)]
         if not changed:
             return
-        has_results = any((folder / name).exists() for name in ("features.json", "systems", "results.json"))
+        has_results = any((folder / name).exists() for name in _RESULTS)
         if has_results and not overwrite:
             lines = [f"  {key}: {theirs.get(key)!r} there, {ours.get(key)!r} now" for key in changed]
             raise StageError(

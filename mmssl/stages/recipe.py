@@ -186,15 +186,14 @@ class _logging_to:  # noqa: N801  (reads as a with-statement)
 
 def _print_summary(exp_dir: Path) -> None:
     path = exp_dir / "results.json"
-    if not path.is_file():
-        return
-    from mmssl.report.build import summary_table
-    from mmssl.report.pretraining import KIND, pretraining_summary
-    from mmssl.stages.files import read_json
+    if path.is_file():
+        from mmssl.report.build import summary_table
+        from mmssl.report.pretraining import KIND, pretraining_summary
+        from mmssl.stages.files import read_json
 
-    results = read_json(path)
-    table = pretraining_summary(results) if results.get("kind") == KIND else summary_table(results)
-    print(f"\n{table.rstrip()}")
+        results = read_json(path)
+        table = pretraining_summary(results) if results.get("kind") == KIND else summary_table(results)
+        print(f"\n{table.rstrip()}")
     for name in ("RESULTS.md", "report.html"):
         if (exp_dir / name).is_file():
             print(f"Report: {exp_dir / name}")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mmssl.data.manifest import write_manifest
 from mmssl.errors import DataError
+from mmssl.media.audio import audio_info
 from mmssl.stages.corpus import corpus_files
 from mmssl.types import Clip
 
@@ -27,6 +28,8 @@ FILES = {
     "emodb": ["emodb/wav/*.wav", "emodb/*.wav"],
     "ravdess": ["ravdess/Actor_*/03-01-*.wav", "ravdess/*/Actor_*/03-01-*.wav"],
 }
+# a column of AudioMAE's patches lasts 0.175 s
+LEAST_SECONDS = 0.18
 LAYOUT = "a folder with fsdd/, emodb/ and ravdess/ in it, each as its publisher has it."
 
 
@@ -38,7 +41,7 @@ def prepare(root: Path | None, folder: Path, extra: str | None = None) -> list[C
         folder: of the recipe; manifests for the probes go to its data/probe.
         extra: folder with further recordings (wav, flac, ogg, mp3, g722), at any depth.
     """
-    clips = {corpus: read(root, corpus) for corpus in NAMES}
+    clips = {corpus: long_enough(read(root, corpus)) for corpus in NAMES}
     for corpus, name in (("fsdd", "digits"), ("emodb", "emodb"), ("ravdess", "ravdess")):
         write_manifest(folder / "data" / "probe" / f"{name}.jsonl", divided(clips[corpus], "speaker", UNSEEN[corpus]))
     unseen = [clip for clip in clips["fsdd"] if clip.speaker in UNSEEN["fsdd"]]
@@ -57,6 +60,11 @@ def read(root: Path | None, corpus: str) -> list[Clip]:
         labels = {**match.groupdict(), "corpus": corpus}
         found.append(Clip(id=path.stem, audio=str(path), labels=labels, speaker=match["speaker"]))
     return found
+
+
+def long_enough(clips: Iterable[Clip]) -> list[Clip]:
+    """The clips that every encoder of the comparison can take."""
+    return [clip for clip in clips if audio_info(str(clip.audio)).duration >= LEAST_SECONDS]
 
 
 def divided(clips: Iterable[Clip], group: str, tested: set[str]) -> list[Clip]:
