@@ -17,9 +17,18 @@ def test_video_writes_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyP
         asked.append(settings)
         return [Clip("a", audio=str(folder / "wav/a.wav"), video=str(folder / "video/a.mp4"))]
 
+    boxes = []
     monkeypatch.setattr("mmssl.media.mini.make_mini", make_mini)
+    monkeypatch.setattr("mmssl.media.mini_boxes.write_boxes", lambda *given: boxes.append(given))
     assert main(["data", "mini", str(tmp_path / "mini"), "--seed", "3", "--video"]) == 0
     assert asked == [{"seed": 3, "video": True}]
+    ((path, root, clips, seed),) = boxes
+    assert (path, root, [clip.id for clip in clips], seed) == (
+        tmp_path / "mini/face_boxes.json",
+        tmp_path / "mini",
+        ["a"],
+        3,
+    )
     row = json.loads((tmp_path / "mini/manifest.jsonl").read_text())
     assert row == {"id": "a", "audio": "wav/a.wav", "video": "video/a.mp4"}
 
