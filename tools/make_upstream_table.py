@@ -56,7 +56,7 @@ def static_rows() -> list[tuple[str, ...]]:
             f"{next(iter(entry.streams))}: {entry.sizes}" if len(entry.streams) == 1 else entry.sizes,
             "; ".join(_shifts(entry, stream) for stream in entry.streams) or UNKNOWN,
             entry.invariance,
-            ", ".join(entry.checkpoints) or "has no weights",
+            ", ".join(entry.checkpoints) or ("comes with its weights" if entry.shipped else "has no weights"),
             entry.paper or UNKNOWN,
             entry.licence or UNKNOWN,
         )

@@ -41,6 +41,7 @@ class Entry:
         paper: authors and year.
         licence: of the published weights, as their authors state it; "" where it is not known or there are none.
         checkpoints: formats that the upstream loads.
+        shipped: whether its weights come with mmssl.
         families: model type -> its row, for an upstream that wraps several.
     """
 
@@ -53,6 +54,7 @@ class Entry:
     paper: str = ""
     licence: str = ""
     checkpoints: tuple[str, ...] = ()
+    shipped: bool = False
     families: Mapping[str, Entry] = field(default_factory=dict)
 
     @property
