@@ -63,8 +63,11 @@ class RateAligner:
         self._hops = tuple(hop_lengths)
         self._hop = hop
         lengths = torch.stack(layers.lengths)
-        self._equal = bool((lengths == lengths[0]).all()) and len(set(hop_lengths)) == 1
-        if not self._equal and len(set(hop_lengths)) == 1:
+        one_hop = len(set(hop_lengths)) == 1
+        # a graph that is being recorded holds whole clips of one length, and cannot look at the numbers
+        recorded = one_hop and torch.compiler.is_exporting()
+        self._equal = recorded or (one_hop and bool((lengths == lengths[0]).all()))
+        if one_hop and not self._equal:
             clip = int((lengths != lengths[0]).any(0).nonzero()[0])
             raise InputError(
                 f"All layers have the hop length {hop}, so a clip must have as many frames in each as in the others; "
@@ -72,7 +75,7 @@ class RateAligner:
                 "or the layers come from two sources."
             )
         self.lengths = lengths[0] if self._equal else self._common_lengths(lengths)
-        self._size = int(self.lengths.max())
+        self._size = layers[0].data.shape[1] if recorded else int(self.lengths.max())
 
     def __getitem__(self, layer: int) -> Tensor:
         """(B, T, D_k) frames of a layer at the common rate; arbitrary past `lengths`."""
