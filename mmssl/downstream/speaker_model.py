@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from mmssl.interfaces.base import Interface
     from mmssl.upstreams.base import Upstream
 
+LEVEL = "level"
+
 
 class SpeakerModel(nn.Module):
     """Waveforms to speaker embeddings, which are compared by their cosine.
@@ -31,7 +33,9 @@ class SpeakerModel(nn.Module):
             `XVectorEncoder`, `mmssl.nn.resnet_speaker.ResNetEncoder`, `mmssl.nn.ska_tdnn.SkaTdnnEncoder`; or Padded
             waveforms (B, T) -> embeddings, with `takes_waveforms`, `sample_rate` and `min_length` as well:
             `mmssl.nn.rawnet3.RawNet3Encoder`.
-        centre: take away each clip's mean over time from the frames, as is usual on log-mel.
+        centre: take away each clip's mean over time from the frames, as is usual on log-mel; "level": only its mean
+            over time and features, which is the level on log-mel. The mean spectrum then stays: it tells speakers apart
+            where clips are short, and microphones.
         train_upstream: let gradients into the upstream; else it stays in eval mode, whatever the mode of the rest.
         stream: of the upstream.
         description: what `mmssl.training.speaker_files` needs to build the model again; None for a model that is not
@@ -47,7 +51,7 @@ class SpeakerModel(nn.Module):
         interface: Interface | None,
         encoder: nn.Module,
         *,
-        centre: bool = True,
+        centre: bool | str = True,
         train_upstream: bool = False,
         stream: str = "audio",
         description: Mapping[str, Any] | None = None,
@@ -59,6 +63,8 @@ class SpeakerModel(nn.Module):
         if self.takes_waveforms != (upstream is None) or (upstream is None) != (interface is None):
             takes = "waveforms, so give no" if self.takes_waveforms else "frames, so give both"
             raise ConfigError(f"{type(encoder).__name__} takes {takes} upstream and interface.")
+        if centre not in (True, False, LEVEL):
+            raise ConfigError(f"centre must be true, false or {LEVEL!r}, got {centre!r}.")
         if upstream is None and train_upstream:
             raise ConfigError("train_upstream is for models with an upstream; this encoder takes waveforms.")
         if upstream is not None and ("waveforms" not in upstream.spec.inputs or stream not in upstream.spec.streams):
@@ -123,6 +129,8 @@ class SpeakerModel(nn.Module):
         frames = without_padding(self.interface(layers))
         if self.centre:
             mean = frames.data.sum(1, keepdim=True) / frames.lengths[:, None, None]
+            if self.centre == LEVEL:
+                mean = mean.mean(2, keepdim=True)
             frames = without_padding(Padded(frames.data - mean, frames.lengths))
         return frames
 

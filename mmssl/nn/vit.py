@@ -98,10 +98,19 @@ class Block(nn.Module):
         self.attn = Attention(hidden_size, num_heads)
         self.mlp = Mlp(hidden_size, feed_forward_size)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, modality: str | None = None) -> Tensor:
-        """(B, N, D) -> (B, N, D); `mask` as in `Attention`, `modality` picks the pair of norms."""
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, modality: str | None = None, places: Tensor | None = None
+    ) -> Tensor:
+        """(B, N, D) -> (B, N, D), or (B, M, D).
+
+        Args:
+            x: tokens.
+            mask: as in `Attention`.
+            modality: picks the pair of norms.
+            places: (B, M) int64, the tokens whose output alone is wanted; None for all.
+        """
         suffix = "" if modality is None else f"_{modality}"
-        x = x + self.attn(self.get_submodule(f"norm1{suffix}")(x), mask)
+        x = rows_at(x, places) + _attention_at(self.attn, self.get_submodule(f"norm1{suffix}")(x), mask, places)
         return x + self.mlp(self.get_submodule(f"norm2{suffix}")(x))
 
 
@@ -127,11 +136,16 @@ class CrossBlock(nn.Module):
         self.mlp = Mlp(hidden_size, feed_forward_size)
 
     def forward(
-        self, x: Tensor, context: Tensor, mask: Tensor | None = None, context_mask: Tensor | None = None
+        self,
+        x: Tensor,
+        context: Tensor,
+        mask: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        places: Tensor | None = None,
     ) -> Tensor:
-        """(B, N, D) and context (B, M, E) -> (B, N, D); masks are True at valid tokens."""
+        """(B, N, D) and context (B, M, E) -> (B, N, D); masks are True at valid tokens, `places` as in `Block`."""
         x = x + self.cross_attn(self.cross_norm1(x), self.cross_norm2(context), context_mask)
-        x = x + self.attn(self.norm1(x), mask)
+        x = rows_at(x, places) + _attention_at(self.attn, self.norm1(x), mask, places)
         return x + self.mlp(self.norm2(x))
 
 
@@ -202,6 +216,23 @@ def init_linears(module: nn.Module) -> None:
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)
             nn.init.zeros_(part.bias)
+
+
+def rows_at(x: Tensor, places: Tensor | None) -> Tensor:
+    """Tokens (B, M, D) of x (B, N, D) at `places` (B, M); None for all."""
+    return x if places is None else x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def _attention_at(attention: Attention, x: Tensor, mask: Tensor | None, places: Tensor | None) -> Tensor:
+    """Self-attention whose output (B, M, D) is wanted at some places alone, which then are the only queries."""
+    if places is None:
+        return attention(x, mask)
+    size, heads = x.shape[-1], attention.num_heads
+    weight, bias = attention.qkv.weight, attention.qkv.bias
+    q = F.linear(rows_at(x, places), weight[:size], bias[:size]).unflatten(-1, (heads, -1)).transpose(1, 2)
+    pairs = F.linear(x, weight[size:], bias[size:])
+    k, v = pairs.unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
+    return attention.proj(_attend(q, k, v, mask))
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -117,6 +117,40 @@ class PooledJoin(PairJoin):
         return F.relu(self.hidden(torch.stack(rows)))
 
 
+class DistanceJoin(PairJoin):
+    """Two layers on either side, unit length: the distance of the two sides is all that is left of a pair.
+
+    It can only say that the sides agree, which a hidden layer on both has to find out first.
+
+    Sources: Arandjelovic and Zisserman 2018, "Objects that Sound", section 3.1 (AVE-Net), maximum over time first;
+    with `timed` the distance is that of frames at the same time, as in Chung and Zisserman 2016, "Out of Time"
+    (SyncNet), and its mean over the frames of the pictures is taken.
+
+    Args:
+        audio_size, video_size: D of either side.
+        size: of the layers.
+        timed: compare frame by frame; frames of the sound are averaged over each picture's.
+    """
+
+    def __init__(self, audio_size: int, video_size: int, size: int = 128, timed: bool = False) -> None:
+        super().__init__()
+        self.audio, self.video = projector(audio_size, size, size), projector(video_size, size, size)
+        self.timed = timed
+
+    def forward(self, sounds: list[Tensor], pictures: list[Tensor]) -> Tensor:
+        """(P, 1), from 0 to 2; see `PairJoin.forward`."""
+        return torch.stack([self._distance(*pair) for pair in zip(sounds, pictures, strict=True)])[:, None]
+
+    def _distance(self, sound: Tensor, shown: Tensor) -> Tensor:
+        if self.timed:
+            sound = F.adaptive_avg_pool1d(sound.T, len(shown)).T
+        else:
+            sound, shown = sound.amax(0), shown.amax(0)
+        apart = F.normalize(self.audio(sound), dim=-1) - F.normalize(self.video(shown), dim=-1)
+        # the root has no slope at 0
+        return (apart.square().sum(-1) + 1e-8).sqrt().mean()
+
+
 class TimedJoin(PairJoin):
     """Both sides frame by frame, then convolutions over time, then their mean: it sees what coincides.
 

@@ -18,15 +18,14 @@ from mmssl.objectives.patch_encoder import (
     checked_video,
     checked_waveforms,
     encode_visible,
-    mel_tokens,
+    mel_patches,
     only_streams,
-    tubelet_values,
+    video_patches,
 )
 from mmssl.objectives.types import Encoded, Encoder, Examples, Step, View
 from mmssl.types import Inputs, Padded
 from mmssl.upstreams.av_tokens import check_pair
 from mmssl.upstreams.hicmae import HiCMAE
-from mmssl.upstreams.video_mae import embed_video
 from mmssl.upstreams.vit_mae import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -72,11 +71,11 @@ class AudioVisualEncoder(Encoder):
         only_streams(view, ("audio", "video"))
         up = self.upstream
         waveforms, video = self._checked(view.inputs)
-        tokens, patches = mel_tokens(up.frames, up.audio, waveforms, up.dtype)
-        audio = encode_visible(up.audio, tokens, patches, view.hidden.get("audio"), self.levels)
-        tokens = embed_video(up.video, video, IMAGENET_MEAN, IMAGENET_STD)
-        patches = tubelet_values(video, up.video.positions.columns)
-        seen = encode_visible(up.video, tokens, patches, view.hidden.get("video"), self.levels)
+        heard = mel_patches(up.frames, waveforms, up.dtype)
+        audio = encode_visible(up.audio, heard, view.hidden.get("audio"), self.levels)
+        shown = video_patches(video, up.video.positions.columns)
+        colours = (IMAGENET_MEAN, IMAGENET_STD)
+        seen = encode_visible(up.video, shown, view.hidden.get("video"), self.levels, colours)
         of_audio, of_video = up.fusion(audio.output, seen.output)
         fused_audio = Padded(up.fusion.norm_audio(of_audio[-1].data), audio.output.lengths)
         fused_video = Padded(up.fusion.norm(of_video[-1].data), seen.output.lengths)

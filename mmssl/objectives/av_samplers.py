@@ -69,25 +69,58 @@ def partners(groups: Sequence[Hashable], generator: torch.Generator) -> Tensor:
     return chosen
 
 
-def true_and_false(groups: Sequence[Hashable], generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def partners_within(groups: Sequence[Hashable], generator: torch.Generator) -> Tensor:
+    """For each clip another one of the same group, uniform over them, each clip being somebody's partner once.
+
+    Args:
+        groups: of each clip, such as its speaker.
+        generator: on the CPU.
+
+    Returns:
+        (B,) int64, a permutation that leaves the one clip of a group in its place and no other.
+    """
+    chosen = torch.arange(len(groups))
+    places: dict[Hashable, list[int]] = {}
+    for clip, group in enumerate(groups):
+        places.setdefault(group, []).append(clip)
+    for clips in places.values():
+        # along a random cycle through the group, the next clip is any of the others
+        cycle = torch.tensor(clips)[torch.randperm(len(clips), generator=generator)]
+        chosen[cycle] = cycle.roll(-1)
+    return chosen
+
+
+def true_and_false(
+    groups: Sequence[Hashable], generator: torch.Generator, within: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """A true and a false pair for each clip; each sound and each picture is in one true and one false pair.
 
     Source: the task of Arandjelovic and Zisserman 2017, "Look, Listen and Learn", section 3, with a pair of each kind
     to a clip as in Owens and Efros 2018, section 3.
 
     Args:
-        groups: see `partners`.
+        groups: of each clip, see `partners` and `partners_within`.
         generator: on the CPU.
+        within: the two clips of a false pair are of one group, and not of two; clips alone in theirs are in no pair.
 
     Returns:
-        Clip of the sound, clip of the pictures, 1 for true pairs and 0 for false ones: (2 B,) int64 each.
+        Clip of the sound, clip of the pictures, 1 for true pairs and 0 for false ones: (2 P,) int64 each, of P clips.
 
     Raises:
-        InputError: see `partners`.
+        InputError: see `partners`; or no clip has another one in its group.
     """
     own = torch.arange(len(groups))
+    other = partners_within(groups, generator) if within else partners(groups, generator)
+    if within:
+        kept = other != own
+        if not kept.any():
+            raise InputError(
+                f"The clips of a false pair are to be of one group, but the {len(groups)} clips here are of as "
+                "many groups: use larger batches, or make them of groups (pretrain.group_by)."
+            )
+        own, other = own[kept], other[kept]
     match = torch.cat([torch.ones_like(own), torch.zeros_like(own)])
-    return torch.cat([own, partners(groups, generator)]), own.repeat(2), match
+    return torch.cat([own, other]), own.repeat(2), match
 
 
 def shifted_places(places: int, min_shift: int, max_shift: int, generator: torch.Generator) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mmssl.errors import ConfigError, InputError
 from mmssl.lengths import pad
+from mmssl.objectives.av_augment import PairAugmentation
 from mmssl.objectives.av_samplers import (
     check_control,
     partners,
@@ -29,10 +30,14 @@ from mmssl.types import Inputs, Padded
 _CROP, _SHIFT, _HARD = 11, 12, 13
 
 
+def seeds_of(examples: Examples, generator: torch.Generator) -> list[int]:
+    """The clips' own seeds, drawn where the examples have none."""
+    return list(examples.seeds) or torch.randint(2**31, (batch_size(examples.inputs),), generator=generator).tolist()
+
+
 def clip_generators(examples: Examples, place: int, generator: torch.Generator) -> list[torch.Generator]:
     """A generator for each clip, from its seed where the examples have seeds, so that no draw depends on the batch."""
-    seeds = examples.seeds or torch.randint(2**31, (batch_size(examples.inputs),), generator=generator).tolist()
-    return [torch.Generator().manual_seed(mix(seed, place)) for seed in seeds]
+    return [torch.Generator().manual_seed(mix(seed, place)) for seed in seeds_of(examples, generator)]
 
 
 class AlignedCrops(Views):
@@ -42,15 +47,21 @@ class AlignedCrops(Views):
         audio_seconds: length of the sound; None for all of it.
         num_frames: pictures, one after another, at a random place within the stretch; None for all of it.
         control: see `check_control`.
+        augment: of what was cropped, in training alone; None for nothing.
 
     Raises:
         ConfigError: a length that is not positive, or an unknown control.
     """
 
     def __init__(
-        self, audio_seconds: float | None = None, num_frames: int | None = None, control: str = "none"
+        self,
+        audio_seconds: float | None = None,
+        num_frames: int | None = None,
+        control: str = "none",
+        augment: PairAugmentation | None = None,
     ) -> None:
         super().__init__()
+        self.augment = augment
         if (audio_seconds is not None and not audio_seconds > 0) or (num_frames is not None and num_frames < 1):
             raise ConfigError(
                 f"audio_seconds must be above 0 and num_frames at least 1, got {audio_seconds} and {num_frames}."
@@ -70,6 +81,8 @@ class AlignedCrops(Views):
             inputs = self._with_video(examples, encoder, generator)
         elif self.audio_seconds is not None:
             raise ConfigError("audio_seconds is for video: with single pictures the sound is taken whole.")
+        if self.augment is not None and self.training:
+            inputs = self.augment(inputs, seeds_of(examples, generator))
         return controlled(inputs, groups_of(examples, None), self.control, generator)
 
     def _with_video(self, examples: Examples, encoder: Encoder, generator: torch.Generator) -> Inputs:
@@ -106,8 +119,12 @@ class Correspondence(AlignedCrops):
     Source: Arandjelovic and Zisserman 2017, "Look, Listen and Learn": 1 s of sound and a picture shown within it.
 
     Args:
-        audio_seconds, num_frames, control: see `AlignedCrops`.
+        audio_seconds, num_frames, control, augment: see `AlignedCrops`.
         different: label of the examples, such as "speaker", in which the clips of a false pair must differ.
+        same: label in which they must agree, so that what goes with that label tells nothing; see `true_and_false`.
+
+    Raises:
+        ConfigError: see `AlignedCrops`; or both labels are given.
     """
 
     def __init__(
@@ -116,14 +133,19 @@ class Correspondence(AlignedCrops):
         num_frames: int | None = 1,
         control: str = "none",
         different: str | None = None,
+        same: str | None = None,
+        augment: PairAugmentation | None = None,
     ) -> None:
-        super().__init__(audio_seconds, num_frames, control)
-        self.different = different
+        super().__init__(audio_seconds, num_frames, control, augment)
+        if different is not None and same is not None:
+            raise ConfigError(f"False pairs either differ in {different!r} or agree in {same!r}: give one of the two.")
+        self.different, self.same = different, same
 
     def forward(self, examples: Examples, encoder: Encoder, generator: torch.Generator) -> list[View]:
         """The view; see `Views.forward`."""
         inputs = self.cropped(examples, encoder, generator)
-        audio, video, match = true_and_false(groups_of(examples, self.different), generator)
+        groups = groups_of(examples, self.same or self.different)
+        audio, video, match = true_and_false(groups, generator, within=self.same is not None)
         labels = {"audio": audio, "video": video, "match": match}
         return [View(inputs, ids=examples.ids, labels=on_device(labels, inputs))]
 
@@ -144,6 +166,7 @@ class Synchrony(Views):
         min_shift, max_shift: in seconds, of a false pair.
         hard_share: share of clips whose false pairs are shifted, the others being easy; a schedule goes by epochs.
         control: see `check_control`; "shuffled" gives each clip the whole sound of another before anything is cropped.
+        augment: of each segment before it is cropped, in training alone; None for nothing.
 
     Raises:
         ConfigError: a value out of range.
@@ -156,8 +179,10 @@ class Synchrony(Views):
         max_shift: float = 2.0,
         hard_share: float | Schedule = 1.0,
         control: str = "none",
+        augment: PairAugmentation | None = None,
     ) -> None:
         super().__init__()
+        self.augment = augment
         share = value_at(hard_share, 0)
         if not crop_seconds > 0 or not 0 < min_shift <= max_shift or not 0 <= share <= 1:
             raise ConfigError(
@@ -174,7 +199,10 @@ class Synchrony(Views):
         if shifts[0] < 1:
             raise ConfigError(f"min_shift = {self.min_shift} s is less than one picture at {fps:g} pictures a second.")
         groups = groups_of(examples, None)
-        inputs = controlled(examples.inputs, groups, self.control, generator)
+        inputs = examples.inputs
+        if self.augment is not None and self.training:
+            inputs = self.augment(inputs, seeds_of(examples, generator))
+        inputs = controlled(inputs, groups, self.control, generator)
         waveforms, video = both(inputs)
         frames, samples = round(self.crop_seconds * fps), round(self.crop_seconds * rate)
         sounds, pictures = [], []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,31 @@ from mmssl.upstreams.mel_patches import token_mask
 ATTENTION = ("global", "local")
 _EPS = 1e-6
 _SHIFT = 2  # rows, of every second block with local attention
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The tokens of each clip that the loss looks at: the last block need not work on others.
+
+    Attributes:
+        places: (B, M) int64, in order; past a clip's M_b they are arbitrary.
+        valid: (B, M) bool, False there; None where all clips have M.
+    """
+
+    places: Tensor
+    valid: Tensor | None
+
+    @classmethod
+    def of(cls, where: Tensor) -> Chosen:
+        """From a mask (B, N)."""
+        counts = where.sum(1)
+        most = int(counts.max())
+        places = (~where).to(torch.int8).argsort(dim=1, stable=True)[:, :most]
+        return cls(places, token_mask(counts, most))
+
+    def flat(self, x: Tensor) -> Tensor:
+        """Rows (R, D) of x (B, M, D)."""
+        return x.flatten(0, 1) if self.valid is None else x[self.valid]
 
 
 class PatchDecoder(Decoder):
@@ -73,13 +99,16 @@ class PatchDecoder(Decoder):
         if embed_bias:
             nn.init.zeros_(self.embed.bias)
 
-    def forward(self, encoded: Encoded) -> Tensor:
-        """Values (B, N, P) of every patch; those past a clip's end are arbitrary."""
+    def forward(self, encoded: Encoded, where: Tensor | None = None) -> Tensor:
+        """Values (B, N, P) of every patch, those past a clip's end arbitrary; or (R, P). See `Decoder.forward`."""
         tokens, mask = self.fill(encoded)
+        chosen = None if where is None else Chosen.of(where)
         if self.local or "class" not in encoded.taps:
-            return self.predict(tokens, mask)
+            return self.predict(tokens, mask, chosen)
         tokens = torch.cat([self.embed(encoded.taps["class"].data), tokens], dim=1)
         mask = None if mask is None else nn.functional.pad(mask, (1, 0), value=True)
+        if chosen is not None:
+            return self.predict(tokens, mask, replace(chosen, places=chosen.places + 1))
         return self.predict(tokens, mask)[:, 1:]
 
     def fill(self, encoded: Encoded) -> tuple[Tensor, Tensor | None]:
@@ -99,11 +128,16 @@ class PatchDecoder(Decoder):
         tokens = tokens + self.positions(count // self.positions.columns, tokens)
         return tokens, token_mask(encoded.taps["patches"].lengths, count)
 
-    def predict(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        """Blocks, norm and linear layer: (B, N, D) -> (B, N, P)."""
-        for block in self.blocks:
+    def predict(self, tokens: Tensor, mask: Tensor | None, chosen: Chosen | None = None) -> Tensor:
+        """Blocks, norm and linear layer: (B, N, D) -> (B, N, P), or the chosen rows (R, P)."""
+        for block in self.blocks[:-1]:
             tokens = block(tokens, mask)
-        return self.output(self.norm(tokens))
+        tokens = self.blocks[-1](tokens, mask, places=None if chosen is None else chosen.places)
+        return self.values(tokens, chosen)
+
+    def values(self, tokens: Tensor, chosen: Chosen | None) -> Tensor:
+        """Norm and linear layer on what the last block gives: (B, N, P), or (R, P)."""
+        return self.output(self.norm(tokens if chosen is None else chosen.flat(tokens)))
 
 
 class HierarchicalDecoder(PatchDecoder):
@@ -156,9 +190,12 @@ class HierarchicalDecoder(PatchDecoder):
             self.blocks[k] = block
         self.plain = plain
 
-    def forward(self, encoded: Encoded) -> Tensor:
-        """Values (B, N, P) of every patch; see `PatchDecoder.forward`."""
+    def forward(self, encoded: Encoded, where: Tensor | None = None) -> Tensor:
+        """Values (B, N, P) of every patch, or (R, P); see `PatchDecoder.forward`."""
         tokens, mask = self.fill(encoded)
+        chosen = None if where is None else Chosen.of(where)
+        if not self.levels:
+            return self.predict(tokens, mask, chosen)
         assert encoded.positions is not None  # `fill` has checked it
         table = self.positions(tokens.shape[1] // self.positions.columns, tokens)
         places = table[encoded.positions]
@@ -167,5 +204,6 @@ class HierarchicalDecoder(PatchDecoder):
             tokens = block(tokens, mask)
         for level, block in zip(self.levels, self.blocks[self.plain :], strict=True):
             context = self.embed(encoded.taps[f"layer.{level}"].data) + places
-            tokens = block(tokens, context, mask, kept)
-        return self.output(self.norm(tokens))
+            last = None if chosen is None or level != self.levels[-1] else chosen.places
+            tokens = block(tokens, context, mask, kept, places=last)
+        return self.values(tokens, chosen)

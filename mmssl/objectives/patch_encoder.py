@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mmssl.errors import ConfigError, InputError
 from mmssl.lengths import patch_count, valid_mask, zero_padding
@@ -20,7 +21,7 @@ from mmssl.types import Inputs, Layers, Padded
 from mmssl.upstreams.audio_mae import AudioMAE
 from mmssl.upstreams.base import Upstream
 from mmssl.upstreams.mel_patches import MelRows, token_mask
-from mmssl.upstreams.video_mae import TUBELET, VideoMAE, embed_video
+from mmssl.upstreams.video_mae import TUBELET, VideoMAE
 from mmssl.upstreams.vit_mae import MAE
 
 
@@ -58,11 +59,10 @@ class PictureEncoder(Encoder):
         check_picture_size(upstream, pictures)
         only_streams(view, ("image",))
         pictures = standardize_pictures(pictures, upstream.image_mean, upstream.image_std, upstream.dtype)
-        tokens = _whole(upstream.encoder.embed(pictures))
         size = pictures.shape[-1] // upstream.encoder.positions.columns
-        patches = pictures.unfold(2, size, size).unfold(3, size, size).permute(0, 2, 3, 4, 5, 1)
-        patches = patches.reshape(len(pictures), tokens.data.shape[1], -1)
-        encoded = encode_visible(upstream.encoder, tokens, patches, view.hidden.get("image"))
+        split = pictures.unfold(2, size, size).unfold(3, size, size).permute(0, 2, 3, 4, 5, 1)
+        patches = _whole(split.reshape(len(pictures), upstream.encoder.positions.columns**2, -1))
+        encoded = encode_visible(upstream.encoder, patches, view.hidden.get("image"))
         if len(set(encoded.output.lengths.tolist())) > 1:
             raise InputError(
                 f"Every picture must keep the same number of patches, got {encoded.output.lengths.tolist()}: a mask is "
@@ -102,9 +102,8 @@ class MelEncoder(Encoder):
         """Encode the waveforms of a view; see `Encoder.encode`."""
         only_streams(view, ("audio",))
         waveforms = checked_waveforms(self.upstream, view.inputs)
-        encoder = self.upstream.encoder
-        tokens, patches = mel_tokens(self.upstream.frames, encoder, waveforms, self.upstream.dtype)
-        return {"audio": encode_visible(encoder, tokens, patches, view.hidden.get("audio"))}
+        patches = mel_patches(self.upstream.frames, waveforms, self.upstream.dtype)
+        return {"audio": encode_visible(self.upstream.encoder, patches, view.hidden.get("audio"))}
 
 
 class TubeletEncoder(Encoder):
@@ -137,22 +136,27 @@ class TubeletEncoder(Encoder):
         only_streams(view, ("video",))
         upstream = self.upstream
         video = checked_video(upstream, view.inputs)
-        tokens = embed_video(upstream.encoder, video, upstream.image_mean, upstream.image_std)
-        patches = tubelet_values(video, upstream.encoder.positions.columns)
-        return {"video": encode_visible(upstream.encoder, tokens, patches, view.hidden.get("video"))}
+        patches = video_patches(video, upstream.encoder.positions.columns)
+        colours = (upstream.image_mean, upstream.image_std)
+        return {"video": encode_visible(upstream.encoder, patches, view.hidden.get("video"), colours=colours)}
 
 
 def encode_visible(
-    encoder: PatchEncoder, tokens: Padded, patches: Tensor, hidden: Hidden | None, levels: Sequence[int] = ()
+    encoder: PatchEncoder,
+    patches: Padded,
+    hidden: Hidden | None,
+    levels: Sequence[int] = (),
+    colours: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Encoded:
-    """Run the blocks on the tokens that are left.
+    """Embed the patches that are left, and run the blocks on them.
 
     Args:
-        encoder: its blocks and its last norm.
-        tokens: (B, N, D) of all patches, with positions; lengths in tokens.
-        patches: (B, N, P) values of all patches.
+        encoder: an encoder whose patches do not overlap.
+        patches: (B, N, P) values of all patches, channels last; lengths in patches.
         hidden: which are dropped; None for none.
         levels: numbers of blocks, from 1, whose normed outputs are kept as the taps "layer.K".
+        colours: mean and deviation of each channel, which the encoder's input is standardised by; None where the
+            patches are already.
 
     Returns:
         `output` and layers of the visible tokens in order, without a class token, whose output is the tap "class".
@@ -162,16 +166,18 @@ def encode_visible(
         InputError: the mask does not fit, or leaves nothing of a clip.
     """
     mask = positions = None
-    patches_tap = Padded(patches, tokens.lengths)
+    left = patches
     if hidden is not None:
-        mask = _fitting(hidden, tokens)
-        positions, tokens = _visible(mask, tokens)
-    lengths, size = tokens.lengths, tokens.data.shape[1]
-    valid = token_mask(lengths, size)
-    states = encoder.encode_tokens(tokens.data, valid)
+        mask = _fitting(hidden, patches)
+        positions, left = _visible(mask, patches)
+    lengths = left.lengths
+    valid = token_mask(lengths, left.data.shape[1])
+    tokens = _embedded(encoder, left.data, colours)
+    table = encoder.positions(patches.data.shape[1] // encoder.positions.columns, tokens)
+    states = encoder.encode_tokens(tokens + (table if positions is None else table[positions]), valid)
     skip = 0 if encoder.cls_token is None else 1
     final = encoder.finish(states[-1])
-    taps = {"patches": patches_tap}
+    taps = {"patches": patches}
     if skip:
         taps["class"] = _whole(final[:, :1])
     if any(not 0 < level < len(states) for level in levels):
@@ -187,13 +193,17 @@ def encode_visible(
     return Encoded(Padded(kept(final), lengths), layers, mask, positions, taps)
 
 
-def mel_tokens(frames: MelRows, encoder: PatchEncoder, waveforms: Padded, dtype: torch.dtype) -> tuple[Padded, Tensor]:
-    """Tokens (B, N, D) of waveforms, time-major, lengths in tokens, and the values (B, N, patch * patch) of patches."""
+def mel_patches(frames: MelRows, waveforms: Padded, dtype: torch.dtype) -> Padded:
+    """Values (B, N, patch * patch) of the patches of waveforms, time-major, time first; lengths in patches."""
     mel = frames(waveforms, dtype)
     size, columns = frames.patch_size, frames.columns
-    tokens = Padded(encoder.embed(mel.data[:, None]), mel.lengths * columns)
     patches = mel.data.unflatten(2, (columns, size)).unflatten(1, (-1, size)).transpose(2, 3)
-    return tokens, patches.flatten(3).flatten(1, 2)
+    return Padded(patches.flatten(3).flatten(1, 2), mel.lengths * columns)
+
+
+def video_patches(video: Padded, columns: int) -> Padded:
+    """Values (B, N, P) of the tubelets of videos, see `tubelet_values`; lengths in tubelets."""
+    return Padded(tubelet_values(video, columns), patch_count(video.lengths, TUBELET) * columns)
 
 
 def tubelet_values(video: Padded, columns: int) -> Tensor:
@@ -265,6 +275,20 @@ def _cleared(batch: Padded) -> Padded:
     return Padded(zero_padding(batch.data, batch.lengths), batch.lengths)
 
 
+def _embedded(encoder: PatchEncoder, values: Tensor, colours: tuple[Sequence[float], Sequence[float]] | None) -> Tensor:
+    """Tokens (B, V, D) of patches (B, V, P), channels last, without positions.
+
+    A convolution whose kernels do not overlap is a linear layer on each patch, so that the patches that are dropped
+    need not be embedded.
+    """
+    projection = encoder.patch_embed.get_submodule("proj")
+    weight = projection.get_parameter("weight")
+    if colours is not None:
+        mean, std = (torch.tensor(numbers, device=values.device) for numbers in colours)
+        values = ((values.unflatten(-1, (-1, len(mean))).float() - mean) / std).flatten(-2)
+    return F.linear(values.to(weight.dtype), weight.movedim(1, -1).flatten(1), projection.get_parameter("bias"))
+
+
 def _fitting(hidden: Hidden, tokens: Padded) -> Tensor:
     """The mask (B, N), False past each clip's end."""
     if hidden.masker is not None:
@@ -277,7 +301,7 @@ def _fitting(hidden: Hidden, tokens: Padded) -> Tensor:
 
 
 def _visible(mask: Tensor, tokens: Padded) -> tuple[Tensor, Padded]:
-    """Places (B, V) of the tokens that are left, in order, and the tokens; places past a clip's V_b are arbitrary."""
+    """Places (B, V) of what is left of tokens (B, N, ...), in order, and those; past a clip's V_b arbitrary ones."""
     visible = valid_mask(tokens.lengths, mask.shape[1]) & ~mask
     left = visible.sum(1)
     if int(left.min()) == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -100,13 +101,19 @@ class Term(nn.Module):
     def _of_pair(self, step: Step, view: int, target: Tensor | None, health: bool) -> LossOutput:
         encoded = step.stream(view, self.stream)
         frames = self._frames(step, view, encoded)
-        decodes = isinstance(self.head, Decoder)
+        decoder = self.head if isinstance(self.head, Decoder) else None
+        decodes = decoder is not None
         where: Tensor | None = self._selected(encoded, self.where)
         if frames.shape[:2] != encoded.output.data.shape[:2]:
             raise ConfigError(f"The source {self.source!r} of the term {self.name!r} has other frames than the output.")
         if self.pool:
             frames, where = _pooled(frames, self._selected(encoded, self.where)), None
-        prediction = frames if self.head is None else self.head(encoded if decodes else frames)
+        if decoder is not None and where is not None and self._by_rows(target):
+            # a decoder need not finish what the loss does not look at
+            target = select_rows(target, where)
+            prediction, where = decoder(encoded, where), None
+        else:
+            prediction = frames if self.head is None else self.head(encoded if decodes else frames)
         # draws that follow the clips' own seeds do not depend on the batch, nor on the process that has the clip
         draws = {"seeds": step.seeds} if self.loss.draws_for_clips and len(step.seeds) == len(prediction) else {}
         output = self.loss(prediction, target, where, generator=step.generator, **draws)
@@ -130,6 +137,10 @@ class Term(nn.Module):
         if alone and "accuracy" in output.logs and target is not None:
             logs |= self._visible_accuracy(step, encoded, prediction, target)
         return LossOutput(output.loss, output.count, logs)
+
+    def _by_rows(self, target: Tensor | None) -> TypeGuard[Tensor]:
+        """Whether the loss is a mean over rows of values, which may come without their places."""
+        return target is not None and target.is_floating_point() and not self.loss.compares_rows
 
     def _frames(self, step: Step, view: int, encoded: Encoded) -> Tensor:
         if self.source is None:

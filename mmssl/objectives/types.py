@@ -139,8 +139,14 @@ class Decoder(nn.Module, ABC):
     """A head that gives back what was dropped: from the tokens that are left to all N places."""
 
     @abstractmethod
-    def forward(self, encoded: Encoded) -> Tensor:
-        """Values (B, N, ...) of every place, hidden or not."""
+    def forward(self, encoded: Encoded, where: Tensor | None = None) -> Tensor:
+        """Values (B, N, ...) of every place, hidden or not.
+
+        Args:
+            encoded: the tokens that are left.
+            where: (B, N) bool, True at the places whose values (R, ...) alone are wanted, clip after clip in order;
+                None for all.
+        """
 
 
 @dataclass

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmssl.errors import ConfigError
-from mmssl.nn.vit import Mlp
+from mmssl.nn.vit import Mlp, rows_at
 
 WINDOW = 4
 _EPS = 1e-6
@@ -94,7 +94,7 @@ class WindowBlock(nn.Module):
         self.attn = WindowAttention(hidden_size, num_heads, columns, shift)
         self.mlp = Mlp(hidden_size, feed_forward_size)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, N, D) -> (B, N, D); `mask` as in `WindowAttention`."""
-        x = x + self.attn(self.norm1(x), mask)
+    def forward(self, x: Tensor, mask: Tensor | None = None, *, places: Tensor | None = None) -> Tensor:
+        """(B, N, D) -> (B, N, D), or (B, M, D) at `places` (B, M) alone; `mask` as in `WindowAttention`."""
+        x = rows_at(x + self.attn(self.norm1(x), mask), places)
         return x + self.mlp(self.norm2(x))

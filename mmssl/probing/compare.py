@@ -1,9 +1,8 @@
-"""Is one upstream better than another? Paired tests on the same clips, and whether heads agree on the ranking."""
+"""Is one upstream better than another? Paired tests on the same clips, and whether two rankings agree."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import combinations
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -95,18 +94,6 @@ def kendall_tau(one: Sequence[float], other: Sequence[float]) -> float:
     from scipy.stats import kendalltau
 
     return float(kendalltau(one, other).statistic)
-
-
-def rank_stability(scores: Mapping[str, Sequence[float]]) -> dict[tuple[str, str], float]:
-    """Kendall's tau between the rankings that every two heads give to the same systems.
-
-    Args:
-        scores: head -> score of each system, systems in one order.
-
-    Raises:
-        InputError: heads rank different numbers of systems.
-    """
-    return {(a, b): kendall_tau(scores[a], scores[b]) for a, b in combinations(scores, 2)}
 
 
 def _uars(truth: np.ndarray, predictions: np.ndarray) -> np.ndarray:

@@ -79,7 +79,8 @@ def document_with(table: str, before: str | None) -> str:
 def _rows(results: Mapping[str, Any]) -> list[list[str]]:
     last = results["iterations"][-1]
     history, health = last["history"], indicators(last["history"])
-    warned = "; ".join(warnings_of(results)) or "none"
+    # what was seen; the causes that the watcher thinks of are on the run's own page
+    warned = "; ".join(text.partition(" Likely causes:")[0].rstrip(".") for text in warnings_of(results)) or "none"
     found = results["probe"]
     metric = found.get("metric", "uar")
     scores = {(row["system"], row["stream"]): row[metric] for row in found["scores"]}

@@ -20,6 +20,8 @@ _NAMES = {
     "wa": "WA",
     "macro_f1": "macro F1",
     "weighted_f1": "WF1",
+    "map": "mAP",
+    "auc": "mean AUC",
     "ccc": "CCC",
     "pearson": "Pearson r",
     "rmse": "RMSE",
@@ -29,11 +31,13 @@ _LONG_NAMES = {
     "wa": "weighted accuracy: share of clips that are right",
     "macro_f1": "F1 averaged over classes",
     "weighted_f1": "F1 averaged over classes, weighted by their numbers of clips",
+    "map": "average precision, mean over labels",
+    "auc": "area under the ROC curve, mean over labels",
     "ccc": "concordance correlation coefficient",
     "pearson": "Pearson correlation",
     "rmse": "root mean squared error",
 }
-_PERCENT = frozenset({"uar", "wa", "macro_f1", "weighted_f1"})
+_PERCENT = frozenset({"uar", "wa", "macro_f1", "weighted_f1", "map", "auc"})
 _LOWER_IS_BETTER = frozenset({"rmse"})
 
 

@@ -24,7 +24,7 @@ from mmssl.stages.av_pretrain import Encoder, encoders
 from mmssl.stages.context import Context, log
 from mmssl.stages.files import write_json
 from mmssl.stages.utterance_prepare import MANIFEST
-from mmssl.types import Clip, Representation, StreamSpec
+from mmssl.types import Clip, Inputs, Layers, Representation, StreamSpec
 from mmssl.upstreams.base import Upstream, load_upstream
 
 FEATURES = "av_features.json"
@@ -131,6 +131,8 @@ def _fill(
     """The store of clips of which `view` is given, and what had to be left out."""
     on_error = context.config["data"]["on_error"]
     options: dict[str, Any] = {"seconds": longest(upstream.spec, context.config["reader"]["seconds"]), "given": view}
+    if context.config["reader"]["image_size"] is not None:
+        options["image_size"] = context.config["reader"]["image_size"]
     whole = make_fingerprint(upstream, kwargs=dict(encoder.kwargs), frames=frames, pooled=list(POOLED), **options)
     store: FeatureStore | None = None
     skipped: list[dict[str, Any]] = []
@@ -168,17 +170,21 @@ def _of_streams(whole: Fingerprint, found: Representation) -> Fingerprint:
     return Fingerprint({**whole.fields, "streams": streams})
 
 
-@torch.no_grad()
 def _represent(upstream: Upstream, clip: Clip, view: str, context: Context) -> Representation:
     """The representation of one clip without the batch axis."""
     reader = context.config["reader"]
     inputs = load_inputs([clip], upstream.spec, view, reader["seconds"], reader["image_size"])
-    device = upstream.device
-    sound, video = inputs.waveforms, inputs.video
+    return split_clips(represent(upstream, inputs), 1)[0]
+
+
+@torch.no_grad()
+def represent(upstream: Upstream, inputs: Inputs) -> dict[str, Layers]:
+    """All layers of a batch of sound, pictures or both, on the CPU."""
+    device, sound, video = upstream.device, inputs.waveforms, inputs.video
     found = upstream(
         waveforms=None if sound is None else sound.data.to(device),
         lengths=None if sound is None else sound.lengths.to(device),
         video=None if video is None else video.data.to(device),
         video_lengths=None if video is None else video.lengths.to(device),
     )
-    return split_clips({stream: layers.to("cpu") for stream, layers in found.items()}, 1)[0]
+    return {stream: layers.to("cpu") for stream, layers in found.items()}

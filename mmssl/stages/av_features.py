@@ -121,18 +121,20 @@ class AvClips(Dataset[tuple[dict[str, Layers], Tensor]]):
     Args:
         store: of an encoder.
         ids: of the clips.
-        targets: id -> class index or value.
+        targets: id -> class index or value, or indices of all labels.
         view: what of a clip is given.
         only: streams to keep, for a model that is to meet less than it was trained with; None for all.
+        num_labels: C, where clips have any number of labels: then targets are rows (C,) of zeros and ones.
     """
 
     def __init__(
         self,
         store: AvStore,
         ids: Sequence[str],
-        targets: Mapping[str, int | float],
+        targets: Mapping[str, Any],
         view: str = BOTH,
         only: Sequence[str] | None = None,
+        num_labels: int | None = None,
     ) -> None:
         self.store, self.view = store, view
         streams = set(store.specs(view)) if only is None else set(only)
@@ -143,6 +145,11 @@ class AvClips(Dataset[tuple[dict[str, Layers], Tensor]]):
         self.ids = [clip for clip, _ in kept]
         self.items = [found for _, found in kept]
         values = [targets[clip] for clip in self.ids]
+        if num_labels is not None:
+            self.targets = torch.zeros(len(values), num_labels)
+            for row, own in zip(self.targets, values, strict=True):
+                row[list(own)] = 1
+            return
         whole = all(isinstance(value, int) for value in values)
         self.targets = torch.tensor(values, dtype=torch.int64 if whole else torch.float32)
 

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmssl.data.folds import Fold, read_folds
 from mmssl.data.manifest import read_manifest
-from mmssl.errors import ConfigError, DataError
+from mmssl.errors import ConfigError
 from mmssl.stages.av_extract import FEATURES
 from mmssl.stages.av_features import AvStore
 from mmssl.stages.av_media import BOTH
 from mmssl.stages.context import Context, log
-from mmssl.stages.files import digest, read_json, write_json
+from mmssl.stages.files import read_json
+from mmssl.stages.fold_jobs import RESULT, kept_fold, sealed
 from mmssl.stages.utterance_prepare import FOLDS, MANIFEST
-from mmssl.stages.workers import run_all
-
-RESULT = "result.json"
 
 
 @dataclass(frozen=True)
@@ -81,10 +78,9 @@ def pair_jobs(context: Context, section: str) -> list[PairJob]:
                 raise ConfigError(f"{record['title']} takes {record['takes']} only: choose an upstream of both.")
             log.info("   %s is left out: it takes %s only", record["title"], record["takes"])
             continue
-        store = AvStore(context.folder, record)
-        present = store.stores[BOTH].ids if BOTH in store.stores else []
+        present = _clips(context, record)
         for fold in folds:
-            kept = _present(fold, set(present), record["title"])
+            kept = kept_fold(fold, present, lambda *_, title=record["title"]: f"with sound and pictures for {title}.")
             members = (*kept.train, *kept.dev, *kept.test)
             job = PairJob(
                 folder=context.fold_dir(encoder, fold.name),
@@ -98,39 +94,16 @@ def pair_jobs(context: Context, section: str) -> list[PairJob]:
                 standardize=config["features"]["standardize"],
                 device=context.device(),
             )
-            depends = asdict(job) | {"folder": None, "root": None, "device": None}
-            jobs.append(PairJob(**{**job.__dict__, "fingerprint": digest(depends)}))
+            jobs.append(sealed(job))
     return jobs
 
 
-def _present(fold: Fold, present: set[str], what: str) -> Fold:
-    parts = {name: tuple(c for c in getattr(fold, name) if c in present) for name in ("train", "dev", "test")}
-    for name, ids in parts.items():
-        if not ids:
-            raise DataError(f"Fold {fold.name!r} has no {name} clip with sound and pictures for {what}.")
-    return Fold(fold.name, **parts, notes=fold.notes)
-
-
-def run_jobs(context: Context, jobs: Sequence[PairJob], work: Callable[[PairJob], None]) -> str:
-    """Do what is not finished, and remove what belongs to models that are no more."""
-    todo = [job for job in jobs if not _finished(job)]
-    kept = {job.folder for job in jobs} - {job.folder for job in todo}
-    for folder in context.exp_dir.glob("systems/*/folds/*"):
-        if folder not in kept:
-            shutil.rmtree(folder)
-
-    def finished(index: int) -> None:
-        record = read_json(todo[index].folder / RESULT)
-        scores = ", ".join(f"{k} {v:.3f}" for k, v in record["metrics"].items())
-        log.info("   %s: learning rate %g, test %s", todo[index].name, record["learning_rate"], scores)
-
-    run_all(work, todo, context.nj if context.ngpu == 0 else 1, finished)
-    return f"{len(todo)} models trained, {len(kept)} kept"
-
-
-def write_result(job: PairJob, record: Mapping[str, Any]) -> None:
-    """Put the result of a job into place, whole or not at all."""
-    write_json(job.folder / RESULT, {"fingerprint": job.fingerprint, **record})
+def _clips(context: Context, record: Mapping[str, Any]) -> set[str]:
+    """Clips with both streams; of an encoder of cuts alone, also those that are too short, which are said later."""
+    if "stores" not in record:
+        return {*record["cuts"]["clips"], *record["cuts"]["too_short"]}
+    store = AvStore(context.folder, record)
+    return set(store.stores[BOTH].ids) if BOTH in store.stores else set()
 
 
 def results_of(context: Context) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:
@@ -141,8 +114,3 @@ def results_of(context: Context) -> dict[str, tuple[dict[str, Any], list[dict[st
         if record["takes"] == BOTH:
             found[encoder] = (record, [read_json(context.fold_dir(encoder, f.name) / RESULT) for f in folds])
     return found
-
-
-def _finished(job: PairJob) -> bool:
-    path = job.folder / RESULT
-    return path.is_file() and read_json(path)["fingerprint"] == job.fingerprint

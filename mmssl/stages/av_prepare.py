@@ -36,6 +36,8 @@ def prepare(context: Context) -> str:
     if not clips:
         raise DataError(f"All {len(found)} clips are of the split {PRETRAIN!r}: none is left for the task.")
     check_labels(clips, label, kind)
+    for clip in clips:
+        labels_of(clip, label, kind)
     usable, skipped, seconds = _usable(clips, config["data"])
     more, more_skipped, _ = _usable(extra, {**config["data"], "missing": "skip"}) if extra else ([], [], 0.0)
     _check_speakers(usable, more)
@@ -120,6 +122,25 @@ def _usable(clips: Sequence[Clip], settings: Mapping[str, Any]) -> tuple[list[Cl
     return usable, skipped, seconds
 
 
+def labels_of(clip: Clip, label: str, kind: str) -> list[str]:
+    """Names of a clip's class, or of all its labels where it may have several; none where labels are numbers.
+
+    Raises:
+        DataError: a task of several labels, and the clip does not have a list of names.
+    """
+    value = clip.labels[label]
+    if kind == "classification":
+        return [str(value)]
+    if kind != "multilabel":
+        return []
+    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(v, str) and v for v in value):
+        raise DataError(
+            f"task=multilabel needs a list of names, but {clip.id!r} has {label}={value!r}. Choose another label=NAME, "
+            "or task=classification."
+        )
+    return list(value)
+
+
 def _check_speakers(clips: Sequence[Clip], extra: Sequence[Clip]) -> None:
     shared = {clip.speaker for clip in clips if clip.speaker is not None} & {clip.speaker for clip in extra}
     if shared:
@@ -130,7 +151,7 @@ def _check_speakers(clips: Sequence[Clip], extra: Sequence[Clip]) -> None:
 
 
 def _summary(clips: Sequence[Clip], label: str, kind: str, seconds: float) -> dict[str, Any]:
-    classes = Counter(str(clip.labels[label]) for clip in clips) if kind == "classification" else Counter()
+    classes = Counter(name for clip in clips for name in set(labels_of(clip, label, kind)))
     return {
         "clips": len(clips),
         "speakers": len({clip.speaker for clip in clips if clip.speaker is not None}),

@@ -15,10 +15,11 @@ from mmssl.data.streams import collate_streams
 from mmssl.errors import ConfigError
 from mmssl.metrics.retrieval import expected_ranks, recall_at
 from mmssl.stages.av_features import AvClips, AvStore
-from mmssl.stages.av_jobs import PairJob, pair_jobs, run_jobs, write_result
+from mmssl.stages.av_jobs import PairJob, pair_jobs
 from mmssl.stages.av_media import AUDIO, BOTH, VIDEO
 from mmssl.stages.av_sync import fit_offsets
 from mmssl.stages.context import Context
+from mmssl.stages.fold_jobs import put_in_place, run_jobs
 from mmssl.stages.probe import STANDARDIZED
 
 Found = tuple[npt.NDArray[np.float64], list[str], tuple[int, int], float]
@@ -37,7 +38,8 @@ def train(context: Context) -> str:
         ConfigError: the main encoder takes one stream only.
         DataError: a fold has an empty part.
     """
-    return run_jobs(context, pair_jobs(context, "retrieval"), run_job)
+    done, kept = run_jobs(context, pair_jobs(context, "retrieval"), run_job)
+    return f"{done} models trained, {kept} kept"
 
 
 def run_job(job: PairJob) -> None:
@@ -52,7 +54,7 @@ def run_job(job: PairJob) -> None:
     similarity, ids, sizes, rate = _MATCHES[match](job)
     rows = ranks(similarity, ids, [job.facts[name][0] for name in ids])
     hits = [row["recall"][0] for row in rows if row["gallery"] == "all"]
-    write_result(
+    put_in_place(
         job,
         {
             "name": job.fold.name,
@@ -87,13 +89,19 @@ def _by_clips(job: PairJob) -> Found:
 
 def _by_frames(job: PairJob) -> Found:
     """Mean similarity of the frames that two clips have in common, trained to find offsets (`av_sync`)."""
-    frames, parts, result = fit_offsets(job, job.settings["frames"])
-    task: Any = result.task.cpu().eval()
+    offsets = fit_offsets(job, job.settings["frames"])
+    task: Any = offsets.result.task.cpu().eval()
+    store, parts = AvStore(job.root, job.record), offsets.parts
+    found = []
     with torch.no_grad():
-        found = [task.frames(collate_streams([frames.of(clip)])) for clip in parts["test"]]
+        for clip in parts["test"]:
+            whole = store.read(clip, BOTH)
+            kept = {name: offsets.features.chosen(name, whole[name]) for name in (AUDIO, VIDEO)}
+            found.append(task.frames(collate_streams([kept])))
     units = [{name: F.normalize(p.data[0], dim=-1).double().numpy() for name, p in clip.items()} for clip in found]
     table = np.asarray([[_in_common(one[AUDIO], other[VIDEO]) for other in units] for one in units])
-    return table, parts["test"], (len(parts["train"]), len(parts["dev"])), result.learning_rate
+    sizes = (len(parts["train"]), len(parts["dev"]))
+    return table, list(parts["test"]), sizes, offsets.result.learning_rate
 
 
 def _in_common(sound: npt.NDArray[np.float64], pictures: npt.NDArray[np.float64]) -> float:

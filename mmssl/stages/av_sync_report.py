@@ -15,10 +15,10 @@ from mmssl.downstream.sync import estimate_offset, manipulation_scores
 from mmssl.metrics.ranking import roc_auc
 from mmssl.report.figures import ForestRow, Line, forest, line_plot
 from mmssl.stages.av_bootstrap import Rows, mean_of, paired_interval, percent, scored, speaker_draws
+from mmssl.stages.av_cuts import NEAR
 from mmssl.stages.av_jobs import results_of
 from mmssl.stages.av_page import Figure, Section, write_page
 from mmssl.stages.av_report import protocol_section, warnings_of
-from mmssl.stages.av_sync import NEAR
 from mmssl.stages.context import Context, versions
 from mmssl.stages.files import write_json
 from mmssl.stages.utterance_prepare import FOLDS, MANIFEST

@@ -54,7 +54,7 @@ _RULES: dict[str, tuple[Check, str]] = {
     ),
     "protocol.groups_per_fold": _optional(_MAPPING),
     "protocol.seed": _whole(0),
-    "task.kind": _one_of("classification", "regression", "sequence", "verification"),
+    "task.kind": _one_of("classification", "multilabel", "regression", "sequence", "verification"),
     "features.stream": _TEXT,
     "features.statistics": _one_of("auto", "mean", "mean_std", "frames"),
     "features.standardize": _TRUTH,
@@ -68,7 +68,9 @@ _RULES: dict[str, tuple[Check, str]] = {
     "train.patience": _whole(1),
     "train.eval_every": _whole(1),
     "train.monitor": _optional(
-        _one_of("dev_loss", "dev_uar", "dev_wa", "dev_macro_f1", "dev_ccc", "dev_pearson", "dev_rmse")
+        _one_of(
+            "dev_loss", "dev_uar", "dev_wa", "dev_macro_f1", "dev_map", "dev_auc", "dev_ccc", "dev_pearson", "dev_rmse"
+        )
     ),
     "train.optimizer": _one_of("adam", "adamw"),
     "train.weight_decay": (lambda v: v == 0 or _positive(v), "a number >= 0"),

@@ -10,6 +10,7 @@ from typing import Any
 
 from mmssl.data.files import natural_key, some
 from mmssl.errors import ConfigError, DataError, did_you_mean
+from mmssl.stages.corpus import corpus_files
 from mmssl.types import Clip
 
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".aiff", ".au", ".sph", ".g722", ".wma")
@@ -90,6 +91,36 @@ def with_splits(
     aside = _picked(left, dev_speakers or 0, "dev_speakers")
     parts = dict.fromkeys(tested, "test") | dict.fromkeys(aside, "dev")
     return [replace(clip, split=parts.get(str(clip.speaker), "train")) for clip in clips]
+
+
+def one_corpus(
+    root: Path | None,
+    folder: Path,
+    corpus: tuple[str, Sequence[str], str],
+    speaker: str,
+    test_speakers: int | Sequence[str] | None = None,
+    dev_speakers: int | Sequence[str] = 0,
+    sources: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Clip]:
+    """Clips of a corpus whose file names tell the speaker, with splits, and of others to train on as well.
+
+    Args:
+        root: of the corpus.
+        folder: of the data.
+        corpus: its name, the glob patterns that its files may have below `root`, and what layout is expected.
+        speaker: regular expression, see `speaker_files`.
+        test_speakers, dev_speakers: see `with_splits`.
+        sources: the others, see `pooled`; their paths are absolute.
+
+    Raises:
+        ConfigError, DataError: as `corpus_files`, `speaker_files`, `with_splits` and `pooled`.
+    """
+    name, patterns, layout = corpus
+    files = corpus_files(root, name, patterns, layout)
+    assert root is not None  # corpus_files refuses None
+    pattern = next(p for p in patterns if files[0] in root.glob(p))
+    clips = with_splits(speaker_files(root, files=pattern, speaker=speaker), test_speakers, dev_speakers)
+    return clips + pooled(sources or {}, None, folder.parent)
 
 
 def _picked(names: Sequence[str], asked: int | Sequence[str], option: str) -> list[str]:

@@ -17,6 +17,7 @@ from mmssl.stages import utterance_prepare
 from mmssl.stages.context import Context, log
 from mmssl.stages.files import read_json, write_json
 from mmssl.stages.spk_setup import PARTS, TRIALS, TRIALS_SUMMARY, by_value, parts_of, speaker_of
+from mmssl.stages.spk_silence import trimmed
 from mmssl.stages.utterance_prepare import CORPUS, FOLDS, MANIFEST, SKIPPED
 from mmssl.types import Clip
 
@@ -38,6 +39,7 @@ def prepare(context: Context) -> str:
             f"recipes/spk trains one model, but the protocol makes {len(folds)} folds: choose protocol=predefined, "
             "and have local/prepare.py give every clip the split train or test."
         )
+    trim_silence(context)
     leave_out_short(context)
     parts = parts_of(context)
     check_disjoint(parts)
@@ -60,6 +62,24 @@ def prepare(context: Context) -> str:
     return f"{said}; speakers: {counts}; {shown}"
 
 
+def trim_silence(context: Context) -> None:
+    """Cut silence off the ends of the manifest's clips where `speaker.trim_silence` asks for it.
+
+    Raises:
+        MediaError: a clip cannot be read and data.on_error is "raise".
+        DataError: a part is empty without such clips.
+    """
+    below = context.config["speaker"]["trim_silence"]
+    if below is None:
+        return
+    clips = read_manifest(context.data / MANIFEST)
+    found, unreadable = trimmed(clips, below, context.config["data"]["on_error"])
+    before = sum(seconds_of(clip) for clip in clips if clip.id not in unreadable)
+    leave_out(context, found, {clip.id: clip.audio for clip in clips}, unreadable)
+    after = sum(seconds_of(clip) for clip in found)
+    log.info("   silence at both ends of clips left out: %.2f of %.2f h stay", after / 3600, before / 3600)
+
+
 def leave_out_short(context: Context) -> None:
     """Take clips that are too short out of manifest and folds and list them, or stop.
 
@@ -78,29 +98,43 @@ def leave_out_short(context: Context) -> None:
             f"{first.id!r} of {lengths[first.id]:.3f} s. Lower it, or have such clips left out and listed: "
             "data.on_error=skip."
         )
-    gone = {clip.id for clip in short}
+    reasons = {c.id: f"It lasts {lengths[c.id]:.3f} s, shorter than {least:g} s." for c in short}
+    left = [clip for clip in clips if clip.id not in reasons]
+    leave_out(context, left, {clip.id: clip.audio for clip in clips}, reasons)
+    log.info("   %d clips shorter than %g s left out, see data/skipped.json", len(short), least)
+
+
+def leave_out(
+    context: Context, left: Sequence[Clip], paths: Mapping[str, str | None], reasons: Mapping[str, str]
+) -> None:
+    """Write manifest, folds and summary of the clips that are left, and list the others.
+
+    Args:
+        context: of the stage.
+        left: clips to keep.
+        paths: id -> file, of all clips.
+        reasons: id -> why, of clips that are left out.
+
+    Raises:
+        DataError: a part is empty without them.
+    """
     (fold,) = read_folds(context.data / FOLDS)
-    kept = {part: tuple(name for name in getattr(fold, part) if name not in gone) for part in PARTS}
+    kept = {part: tuple(name for name in getattr(fold, part) if name not in reasons) for part in PARTS}
     for part, names in kept.items():
         if not names:
-            raise DataError(f"All {part} clips are shorter than speaker.min_seconds={least:g} s: lower it.")
-    write_manifest(context.data / MANIFEST, [clip for clip in clips if clip.id not in gone])
+            why = next(iter(reasons.values()))
+            raise DataError(f"All {part} clips had to be left out. One of the {len(reasons)} reasons: {why}")
+    write_manifest(context.data / MANIFEST, left)
     write_folds(context.data / FOLDS, [Fold(fold.name, **kept, notes=fold.notes)])
     skipped = read_json(context.data / SKIPPED)
-    skipped += [
-        {"id": c.id, "path": c.audio, "reason": f"It lasts {lengths[c.id]:.3f} s, shorter than {least:g} s."}
-        for c in short
-    ]
+    skipped += [{"id": name, "path": paths[name], "reason": reason} for name, reason in reasons.items()]
     write_json(context.data / SKIPPED, skipped)
-    corpus = read_json(context.data / CORPUS)
-    left = [clip for clip in clips if clip.id not in gone]
-    corpus |= {
+    corpus = read_json(context.data / CORPUS) | {
         "clips": len(left),
         "speakers": len({clip.speaker for clip in left}),
-        "hours": sum(lengths[clip.id] for clip in left) / 3600,
+        "hours": sum(seconds_of(clip) for clip in left) / 3600,
     }
     write_json(context.data / CORPUS, corpus)
-    log.info("   %d clips shorter than %g s left out, see data/skipped.json", len(short), least)
 
 
 def seconds_of(clip: Clip) -> float:

@@ -74,6 +74,7 @@ def train(context: Context) -> str:
         min_seconds=common["min_seconds"],
         min_clips=common["min_clips"],
         on_error=on_error,
+        trials_within=config["trials"]["within"],
         device=context.device(),
         **known("training", options, train_speaker),
     )
@@ -163,6 +164,7 @@ def _clear_other_run(context: Context, folder: Path, clips: Mapping[str, Any]) -
         raise ConfigError("loss.kind=supcon compares clips of a speaker: set training.clips_per_speaker=2 or more.")
     sections = ("upstream", "interface", "encoder", "speaker", "loss", "augmentation", "features")
     depends = {name: config[name] for name in sections}
+    depends["within"] = config["trials"]["within"]
     depends["training"] = {k: v for k, v in config["training"].items() if k not in _NO_CHANGE}
     fingerprint = digest({**depends, **clips})
     path = folder / SETTINGS

@@ -13,7 +13,7 @@ from mmssl.errors import ConfigError, DataError, did_you_mean
 from mmssl.random import isolated_rng
 from mmssl.registry import OBJECTIVES, UPSTREAMS
 from mmssl.stages.context import Context
-from mmssl.types import Clip
+from mmssl.types import Clip, UpstreamSpec
 
 if TYPE_CHECKING:
     from mmssl.objectives.objective import Objective
@@ -25,6 +25,7 @@ UNITS, CENTROIDS, TARGETS = "units", "centroids.safetensors", "targets.json"
 RUN, SETTINGS, UPSTREAM, UNTRAINED = "run.json", "settings.json", "upstream", "untrained"
 LOADER = "mmssl.upstreams.exported.load_exported"
 PREVIOUS, INIT = "previous", "init"
+AUDIO, FUSION = "audio", "fusion"
 _KEYS = ("source", "layer", "stream", "clusters", "steps")
 
 
@@ -37,7 +38,8 @@ class Iteration:
         steps: of training.
         source: name of the upstream whose features are clustered, "previous" for the encoder of the iteration before,
             "init" for the checkpoint that training starts from, or None for an objective that reads no label file.
-        layer, stream: of the source.
+        layer: of the source's stream.
+        stream: of the source; None for the frames that fuse sound and pictures where it has them, else those of sound.
         clusters: how many.
     """
 
@@ -45,7 +47,7 @@ class Iteration:
     steps: int
     source: str | None = None
     layer: int = -1
-    stream: str = "audio"
+    stream: str | None = "audio"
     clusters: int = 0
 
 
@@ -78,14 +80,48 @@ def _iteration(number: int, entry: Any, steps: int) -> Iteration:
     for key in entry:
         if key not in _KEYS:
             raise ConfigError(f"{where}: no such key {key!r}.{did_you_mean(str(key), _KEYS)} Keys: {', '.join(_KEYS)}.")
-    found = Iteration(number, **{"steps": steps, "source": "mfcc", "clusters": 100, **entry})
+    found = Iteration(number, **{"steps": steps, "source": "mfcc", "clusters": 100, "stream": None, **entry})
     for name, least in (("steps", 1), ("clusters", 2)):
         value = getattr(found, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ConfigError(f"{where}: {name} must be a whole number >= {least}, got {value!r}.")
+    if isinstance(found.layer, bool) or not isinstance(found.layer, int):
+        raise ConfigError(f"{where}: layer must be a whole number, negative ones from the end, got {found.layer!r}.")
     if number == 1 and found.source == PREVIOUS:
         raise ConfigError(f"{where}: there is no previous iteration; take features such as source: mfcc.")
     return found
+
+
+def clustered_stream(iteration: Iteration, spec: UpstreamSpec) -> str:
+    """Name of the stream whose layer is clustered for an iteration.
+
+    Args:
+        iteration: of the plan.
+        spec: of the upstream that gives the features.
+
+    Raises:
+        ConfigError: the upstream has no such stream, the stream no such layer, or its tokens no time axis.
+    """
+    where = f"targets.iterations, entry {iteration.number}, source {iteration.source}"
+    wanted = [FUSION, AUDIO] if iteration.stream is None else [iteration.stream]
+    stream = next((name for name in wanted if name in spec.streams), None)
+    streams = ", ".join(spec.streams)
+    if stream is None:
+        given = "none is given" if iteration.stream is None else f"got {iteration.stream!r}"
+        raise ConfigError(f"{where}: stream must be one of {streams}, {given}.")
+    found = spec.streams[stream]
+    layers = found.num_layers
+    if not -layers <= iteration.layer < layers:
+        raise ConfigError(
+            f"{where}: the stream {stream!r} has the layers 0 ... {layers - 1} (-1 for the last), got layer "
+            f"{iteration.layer}. Streams: {streams}."
+        )
+    if not found.hop_lengths[iteration.layer] or found.tokens_per_frame > 1:
+        raise ConfigError(
+            f"{where}: the stream {stream!r} is a sequence of patches, not of one vector for each frame, and a label "
+            f"file has one label for each frame. Streams: {streams}."
+        )
+    return stream
 
 
 def folder_of(context: Context, number: int) -> Path:
@@ -177,6 +213,9 @@ def check_fit(context: Context) -> None:
     node, plan = context.config["objective"], iterations(context.config)
     options = {key: value for key, value in node.items() if not key.startswith("_")}
     upstream = build_upstream(context)
+    for iteration in plan:
+        if iteration.source in (PREVIOUS, INIT):
+            clustered_stream(iteration, upstream.spec)
     with tempfile.TemporaryDirectory() as folder, isolated_rng(0):
         if plan[0].source is not None:
             write_units(Path(folder) / UNITS, {"none": [0]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from mmssl.data.manifest import read_manifest
@@ -17,6 +18,7 @@ from mmssl.registry import UPSTREAMS
 from mmssl.stages.context import Context, log
 from mmssl.stages.files import digest, read_json, write_json
 from mmssl.stages.ssl_setup import (
+    AUDIO,
     CENTROIDS,
     INIT,
     LOADER,
@@ -26,6 +28,7 @@ from mmssl.stages.ssl_setup import (
     UNITS,
     UPSTREAM,
     Iteration,
+    clustered_stream,
     description,
     folder_of,
     iterations,
@@ -58,19 +61,17 @@ def make_units(context: Context, iteration: Iteration) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     settings = {key: value for key, value in config["targets"].items() if key != "iterations"}
     clips = read_manifest(context.exp_dir / MANIFEST)
-    target, arguments = _source(context, iteration)
-    store_folder, fingerprint = _features(context, clips, target, arguments, iteration.layer)
+    iteration, store_folder, fingerprint = _features(context, clips, iteration)
     depends = digest([asdict(iteration), settings, fingerprint, sorted(clip.id for clip in clips)])
     if (folder / TARGETS).is_file() and (folder / UNITS).is_file():
         kept = read_json(folder / TARGETS)
         if kept["digest"] == depends:
-            return kept
+            return {"stream": iteration.stream, **kept}
     store = FeatureStore(store_folder)
     ids = [clip.id for clip in clips if clip.id in store]
     alignments = settings.pop("alignments")
-    clusters = fit_clusters(
-        store, iteration.clusters, layer=iteration.layer, stream=iteration.stream, ids=ids, **settings
-    )
+    layer, stream = iteration.layer, str(iteration.stream)
+    clusters = fit_clusters(store, iteration.clusters, layer=layer, stream=stream, ids=ids, **settings)
     labelled = label_clips(store, clusters, ids)
     entropy, used = usage(labelled.counts)
     quality = None
@@ -82,6 +83,7 @@ def make_units(context: Context, iteration: Iteration) -> dict[str, Any]:
         "digest": depends,
         "iteration": iteration.number,
         "source": iteration.source,
+        "stream": clusters.stream,
         "layer": clusters.layer,
         "clusters": iteration.clusters,
         "rate": clusters.rate,
@@ -98,8 +100,8 @@ def make_units(context: Context, iteration: Iteration) -> dict[str, Any]:
 def describe(record: dict[str, Any]) -> str:
     """One line on a label file."""
     text = (
-        f"iteration {record['iteration']}: {record['clusters']} clusters of {record['source']}, layer "
-        f"{record['layer']}, over {record['frames']} frames; {record['used']} used, entropy of use "
+        f"iteration {record['iteration']}: {record['clusters']} clusters of {record['source']}, {record['stream']}, "
+        f"layer {record['layer']}, over {record['frames']} frames; {record['used']} used, entropy of use "
         f"{record['usage_entropy']:.2f} of 1"
     )
     if record["quality"] is not None:
@@ -120,40 +122,43 @@ def _source(context: Context, iteration: Iteration) -> tuple[str, dict[str, Any]
     return str(iteration.source), {"deltas": 2} if iteration.source == "mfcc" else {}
 
 
-def _features(
-    context: Context, clips: list[Clip], target: str, arguments: dict[str, Any], layer: int
-) -> tuple[Any, str]:
-    """A store with the frames of one layer of all clips."""
+def _features(context: Context, clips: list[Clip], iteration: Iteration) -> tuple[Iteration, Path, str]:
+    """A store with the frames of one layer of all clips.
+
+    Returns:
+        The iteration with the stream's name, the store's folder and its fingerprint.
+    """
     from mmssl.upstreams.base import load_upstream
 
-    with_sound = [replace(clip, audio=clip.audio or clip.video) for clip in clips]
-    if any(clip.audio is None for clip in with_sound):
-        raise ConfigError("Label files are made from sound, and clips without any are among those to train on.")
+    target, arguments = _source(context, iteration)
     UPSTREAMS.resolve(target)
     built = load_upstream(target, device=context.device(), **arguments)
-    if tuple(built.spec.inputs) != ("waveforms",):
-        raise ConfigError(
-            f"Label files are made of features of sound alone; {target} takes {' and '.join(built.spec.inputs)}. Take "
-            "features such as source: mfcc, or an audio encoder."
-        )
-    name = digest([target, arguments if target != LOADER else _content(arguments["path"]), layer])[:12]
-    folder = context.feats / f"targets-{name}"
+    stream = clustered_stream(iteration, built.spec)
+    if "waveforms" in built.spec.inputs:
+        clips = [replace(clip, audio=clip.audio or clip.video) for clip in clips]
+        if any(clip.audio is None for clip in clips):
+            raise ConfigError(
+                f"targets.iterations, entry {iteration.number}: {iteration.source} takes sound, and clips without any "
+                "are among those to train on."
+            )
+    depends = [target, arguments if target != LOADER else _content(arguments["path"]), iteration.layer]
+    depends += [] if stream == AUDIO else [stream]
+    folder = context.feats / f"targets-{digest(depends)[:12]}"
     summary = extract(
         built,
-        with_sound,
+        clips,
         folder,
         frames=True,
         pooled=(),
-        layers=[layer],
+        layers=[iteration.layer],
+        streams=[stream],
         on_error=context.config["data"]["on_error"],
         options=ExtractOptions(progress=False),
     )
-    return folder, summary.fingerprint
+    return replace(iteration, stream=stream), folder, summary.fingerprint
 
 
 def _content(folder: str) -> str:
-    from pathlib import Path
-
     from mmssl.stages.files import input_digest
 
     return input_digest([path for path in Path(folder).iterdir() if path.is_file()])

@@ -6,7 +6,7 @@ import inspect
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from mmssl.data.manifest import read_manifest
@@ -82,6 +82,8 @@ def _train_one(context: Context, iteration: Iteration, before: str) -> dict[str,
     config, folder = context.config, folder_of(context, iteration.number)
     clips = read_manifest(context.exp_dir / MANIFEST)
     targets = None if iteration.source is None else make_units(context, iteration)
+    if targets is not None:
+        iteration = replace(iteration, stream=targets["stream"])
     target, arguments = exported_as(context)
     system = context.systems[0]
     depends = {

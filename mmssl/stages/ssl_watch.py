@@ -83,6 +83,8 @@ def score_held_out(
         step=iteration.steps,
         batch_seconds=settings["batch_seconds"],
         batch_size=settings["batch_size"],
+        group_by=settings["group_by"],
+        group_size=settings["group_size"],
         labels=settings["labels"],
         on_error=config["data"]["on_error"],
         seed=settings["seed"],

@@ -20,9 +20,10 @@ from mmssl.report.build import write_report
 from mmssl.stages.context import Context, System, versions
 from mmssl.stages.engine import compared
 from mmssl.stages.files import digest, read_json, write_json
+from mmssl.stages.fold_jobs import PREDICTIONS, RESULT
 from mmssl.stages.utterance_extract import FEATURES
 from mmssl.stages.utterance_prepare import CORPUS, FOLDS, MANIFEST, SKIPPED
-from mmssl.stages.utterance_train import PREDICTIONS, RESULT, read_predictions
+from mmssl.stages.utterance_train import read_predictions
 from mmssl.types import Clip
 
 RESULTS = "results.json"

@@ -1,14 +1,8 @@
-"""Stage 3 of a recipe on utterances: one probe per system and fold.
-
-A fold is finished when its folder is there: it is written beside and renamed into place as a whole, with a fingerprint
-of all that it depends on. A finished fold is never trained again, so that a killed run goes on where it was.
-"""
+"""Stage 3 of a recipe on utterances: one probe per system and fold (`mmssl.stages.fold_jobs`)."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +14,13 @@ from mmssl.data.manifest import read_manifest
 from mmssl.data.splits import Fold, read_folds
 from mmssl.errors import DataError
 from mmssl.features.store import FeatureStore
-from mmssl.stages.context import Context, log
-from mmssl.stages.files import digest, read_json, write_json, write_text
+from mmssl.stages.context import Context
+from mmssl.stages.files import digest, read_json
+from mmssl.stages.fold_jobs import kept_fold, put_in_place, run_jobs
 from mmssl.stages.probe import describe
 from mmssl.stages.utterance_extract import FEATURES
 from mmssl.stages.utterance_prepare import FOLDS, MANIFEST
-from mmssl.stages.workers import run_all
 from mmssl.types import Clip
-
-RESULT, PREDICTIONS = "result.json", "predictions.jsonl"
 
 
 @dataclass(frozen=True)
@@ -75,23 +67,8 @@ def train(context: Context) -> str:
     Raises:
         DataError: a fold has an empty part.
     """
-    jobs = _jobs(context)
-    todo = [job for job in jobs if not _finished(job)]
-    wanted = {job.folder for job in jobs}
-    for folder in context.exp_dir.glob("systems/*/folds/*"):
-        if folder not in wanted or folder in {job.folder for job in todo}:
-            shutil.rmtree(folder)
-    kept = len(jobs) - len(todo)
-    if kept:
-        log.info("   %d of %d folds are finished already", kept, len(jobs))
-
-    def finished(index: int) -> None:
-        record = read_json(todo[index].folder / RESULT)
-        scores = ", ".join(f"{k} {v:.3f}" for k, v in record["metrics"].items())
-        log.info("   %s: learning rate %g, test %s", todo[index].name, record["learning_rate"], scores)
-
-    run_all(run_job, todo, context.nj if context.ngpu == 0 else 1, finished)
-    return f"{len(todo)} folds trained, {kept} kept"
+    done, kept = run_jobs(context, _jobs(context), run_job)
+    return f"{done} folds trained, {kept} kept"
 
 
 def _jobs(context: Context) -> list[Job]:
@@ -108,7 +85,7 @@ def _jobs(context: Context) -> list[Job]:
         present = set(FeatureStore(store).ids)
         description = describe(config, system.target, system.kwargs, record, classes)
         for fold in folds:
-            kept = _present(fold, present)
+            kept = kept_fold(fold, present, _skipped)
             tested = sorted({group for clip in kept.test if (group := groups[clip]) is not None})
             own = {clip: targets[clip] for clip in (*kept.train, *kept.dev, *kept.test)}
             depends = {
@@ -151,25 +128,11 @@ def _targets(clips: Sequence[Clip], label: str, kind: str) -> tuple[list[str], d
     return classes, {clip.id: classes.index(str(clip.labels[label])) for clip in clips}
 
 
-def _present(fold: Fold, present: set[str]) -> Fold:
-    """The fold without clips that extraction skipped.
-
-    Raises:
-        DataError: nothing is left of a part.
-    """
-    parts = {part: tuple(clip for clip in getattr(fold, part) if clip in present) for part in ("train", "dev", "test")}
-    for part, ids in parts.items():
-        if not ids:
-            raise DataError(
-                f"Fold {fold.name!r} has no {part} clip that could be read: {len(getattr(fold, part))} were skipped. "
-                f"Mend the files that exp/NAME/features.json lists, or choose another protocol."
-            )
-    return Fold(fold.name, **parts, notes=fold.notes)
-
-
-def _finished(job: Job) -> bool:
-    path = job.folder / RESULT
-    return path.is_file() and read_json(path)["fingerprint"] == job.fingerprint
+def _skipped(part: str, count: int) -> str:
+    return (
+        f"that could be read: {count} were skipped. "
+        "Mend the files that exp/NAME/features.json lists, or choose another protocol."
+    )
 
 
 def run_job(job: Job) -> None:
@@ -178,18 +141,11 @@ def run_job(job: Job) -> None:
     from mmssl.stages.probe_training import fit_probe
 
     outcome = fit_probe(job)
-    job.folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = job.folder.parent / f".{job.folder.name}.{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        save_model(temporary, outcome.task, job.description)
-        write_text(
-            temporary / PREDICTIONS, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in outcome.predictions)
-        )
-        write_json(temporary / RESULT, {"fingerprint": job.fingerprint, **outcome.record})
-        temporary.rename(job.folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+    def save(folder: Path) -> None:
+        save_model(folder, outcome.task, job.description)
+
+    put_in_place(job, outcome.record, outcome.predictions, save)
 
 
 def read_predictions(path: Path, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,8 @@
 """The blocks of an encoder: which there are, how deep each stands, and drop path on them.
 
-Fine-tuning treats blocks by their depth: lower ones learn more slowly, higher ones are dropped more often. Depth is
-counted from the input; blocks in which streams are joined ("fusion", "shared") stand above those of the streams.
+Pretraining and fine-tuning treat blocks by their depth: lower ones learn more slowly, higher ones are dropped more
+often. Depth is counted from the input; blocks in which streams are joined ("fusion", "shared") stand above those of the
+streams.
 """
 
 from __future__ import annotations
@@ -21,33 +22,26 @@ _STACKS = (re.compile(r"(.*\.)?(blocks(_\w+)?|shared)"), re.compile(r"(.*\.)?lay
 _JOINT = re.compile(r"(.*\.)?shared|(.*\.)?fusion\..*")
 
 
-def block_stacks(encoder: nn.Module) -> dict[str, list[nn.Module]]:
-    """Name -> blocks, of the lists of modules called "blocks", "blocks_..." or "shared" (else "layer" or "layers").
-
-    Raises:
-        ConfigError: there is no such list.
-    """
+def block_stacks(encoder: nn.Module) -> dict[str, int]:
+    """Name -> size of the lists of modules called "blocks", "blocks_..." or "shared" (else "layer" or "layers")."""
     for pattern in _STACKS:
-        found: dict[str, list[nn.Module]] = {}
+        found: dict[str, int] = {}
         for name, module in encoder.named_modules():
             inside = any(name.startswith(stack + ".") for stack in found)
             if isinstance(module, nn.ModuleList) and len(module) and pattern.fullmatch(name) and not inside:
-                found[name] = list(module)
+                found[name] = len(module)
         if found:
             return found
-    raise ConfigError(
-        f"layer_decay and drop_path need an encoder that is a stack of blocks; {type(encoder).__name__} has no list of "
-        'modules called "blocks" or "layers". Set layer_decay=1 and drop_path=0.'
-    )
+    return {}
 
 
 def block_depths(encoder: nn.Module) -> dict[str, int]:
-    """Name of each block -> its depth, from 1 on. The last blocks of unequal stacks stand at the same depth.
+    """Name of each block -> its depth, from 1 on; empty where there is no stack of blocks.
 
-    Raises:
-        ConfigError: there is no stack of blocks.
+    Stacks of streams stand side by side, joint ones above them. The last blocks of unequal stacks stand at the same
+    depth.
     """
-    stacks = {name: len(blocks) for name, blocks in block_stacks(encoder).items()}
+    stacks = block_stacks(encoder)
     lower = max((size for name, size in stacks.items() if not _JOINT.fullmatch(name)), default=0)
     upper = max((size for name, size in stacks.items() if _JOINT.fullmatch(name)), default=0)
     depths: dict[str, int] = {}
@@ -57,12 +51,44 @@ def block_depths(encoder: nn.Module) -> dict[str, int]:
     return depths
 
 
-def layer_factors(encoder: nn.Module, layer_decay: float) -> dict[str, float]:
-    """Parameter name -> factor of its learning rate.
+def parameter_depths(encoder: nn.Module) -> tuple[dict[str, int], int]:
+    """How deep each parameter of an encoder lies.
 
-    Clark et al. 2020 (ELECTRA), Bao et al. 2022 (BEiT): with blocks of depths 1 to L, layer_decay ** (L + 1 - depth);
-    what comes before the blocks has depth 0. What follows a stack in the same module, such as its last norm, has the
-    depth of the stack's last block, or L + 1 where nothing stands above.
+    Returns:
+        Name of each parameter -> its depth l, and the depth L of the last block; 0 where there is no stack of blocks.
+        The parameters of a block have its depth. What follows a stack in the same module, such as its last norm, has
+        the depth of the stack's last block, or L + 1 where nothing stands above; all else lies before the blocks:
+        l = 0.
+    """
+    blocks = block_depths(encoder)
+    last = max(blocks.values(), default=0)
+    names = [name for name, _ in encoder.named_parameters()]
+    depths = dict.fromkeys(names, 0)
+    for stack, size in block_stacks(encoder).items():
+        parent, top = stack.rpartition(".")[0], blocks[f"{stack}.{size - 1}"]
+        beside = last + 1 if top == last else top
+        for name in _after(encoder, names, stack, f"{parent}." if parent else ""):
+            depths[name] = max(depths[name], beside)
+    for name in names:
+        block = next((block for block in blocks if name.startswith(f"{block}.")), None)
+        depths[name] = depths[name] if block is None else blocks[block]
+    return depths, last
+
+
+def _after(encoder: nn.Module, names: list[str], stack: str, parent: str) -> list[str]:
+    """Parameters of the module that owns a stack which are used after it."""
+    end = max((place for place, name in enumerate(names) if name.startswith(f"{stack}.")), default=len(names))
+    found = [name for name in names[end + 1 :] if name.startswith(parent)]
+    if getattr(encoder.get_submodule(parent.rstrip(".")), "layer_norm_first", False):
+        # the speech transformers have one norm for either place: before the blocks, or after them in pre-norm models
+        found += [name for name in names[:end] if name.startswith(f"{parent}layer_norm.")]
+    return found
+
+
+def layer_factors(encoder: nn.Module, layer_decay: float) -> dict[str, float]:
+    """Parameter name -> factor of its learning rate: layer_decay ** (L + 1 - l), see `parameter_depths`.
+
+    Source: Clark et al. 2020 (ELECTRA), Bao et al. 2022 (BEiT).
 
     Args:
         encoder: with a stack of blocks.
@@ -71,29 +97,17 @@ def layer_factors(encoder: nn.Module, layer_decay: float) -> dict[str, float]:
     Raises:
         ConfigError: no stack of blocks.
     """
-    depths = block_depths(encoder)
-    top = max(depths.values()) + 1
-    stacks = {name.rpartition(".")[0]: 0 for name in depths}
-    for name, depth in depths.items():
-        stacks[name.rpartition(".")[0]] = max(depth, stacks[name.rpartition(".")[0]])
-    names = [name for name, _ in encoder.named_parameters()]
-    found = {}
-    for place, name in enumerate(names):
-        block = next((b for b in depths if name.startswith(b + ".")), None)
-        depth = depths[block] if block else _depth_beside(names, place, stacks, top)
-        found[name] = layer_decay ** (top - depth)
-    return found
+    depths, last = parameter_depths(encoder)
+    _require_blocks(encoder, last)
+    return {name: layer_decay ** (last + 1 - depth) for name, depth in depths.items()}
 
 
-def _depth_beside(names: list[str], place: int, stacks: dict[str, int], top: int) -> int:
-    """Depth of a parameter that is in no block."""
-    beside = 0
-    for stack, depth in stacks.items():
-        parent = stack.rpartition(".")[0]
-        same = names[place].startswith(parent + "." if parent else "")
-        if same and place > max(k for k, name in enumerate(names) if name.startswith(stack + ".")):
-            beside = max(beside, top if depth == top - 1 else depth)
-    return beside
+def _require_blocks(encoder: nn.Module, last: int) -> None:
+    if not last:
+        raise ConfigError(
+            f"layer_decay and drop_path need an encoder that is a stack of blocks; {type(encoder).__name__} has no "
+            'list of modules called "blocks" or "layers". Set layer_decay=1 and drop_path=0.'
+        )
 
 
 def attach_drop_path(encoder: nn.Module, rate: float) -> list[RemovableHandle]:
@@ -118,7 +132,8 @@ def attach_drop_path(encoder: nn.Module, rate: float) -> list[RemovableHandle]:
     if rate == 0:
         return []
     depths = block_depths(encoder)
-    top = max(depths.values())
+    top = max(depths.values(), default=0)
+    _require_blocks(encoder, top)
     handles = []
     for name, depth in depths.items():
         probability = rate * (depth - 1) / max(top - 1, 1)

@@ -65,6 +65,8 @@ def pretrain(
     batch_seconds: float = 60.0,
     max_seconds: float = 15.6,
     batch_size: int | None = None,
+    group_by: str | None = None,
+    group_size: int = 8,
     reader: ClipReader | None = None,
     labels: Sequence[str] = (),
     on_error: str = "raise",
@@ -104,7 +106,7 @@ def pretrain(
         max_seconds: longer waveforms are cropped to this; for readers that are not given.
         batch_size: most clips of a batch of all processes; None for no limit.
         reader: how clips are read; None for `reader_for` of the encoder.
-        labels, on_error, cache_bytes: see `PretrainBatches`.
+        group_by, group_size, labels, on_error, cache_bytes: see `PretrainBatches`.
         accumulate: batches per optimizer step.
         grad_clip: largest norm of the gradient; None for no limit.
         precision: "32-true", "bf16-mixed", or "16-mixed" with a loss scale: steps whose gradients overflow are left
@@ -133,7 +135,7 @@ def pretrain(
     from mmssl.training.pretrain_loggers import Progress, RowLogger, Saver
     from mmssl.training.pretrain_module import PretrainModule
     from mmssl.training.pretrain_optim import Optimization
-    from mmssl.training.pretrain_parallel import gathers_rows, make_trainer
+    from mmssl.training.pretrain_parallel import make_trainer
     from mmssl.training.pretrain_watch import CollapseWatcher
 
     settings = Optimization(
@@ -176,11 +178,12 @@ def pretrain(
             reader or reader_for(objective.encoder.upstream.spec, max_seconds=max_seconds),
             batch_seconds=batch_seconds,
             batch_size=batch_size,
+            group_by=group_by,
+            group_size=group_size,
             seed=seed,
             cache_bytes=cache_bytes,
             on_error=on_error,
             labels=labels,
-            even=gathers_rows(objective),
         )
 
         def loader(first: int, rank: int, world_size: int) -> DataLoader[PretrainBatch]:

@@ -55,8 +55,10 @@ class PretrainBatches(Dataset[PretrainBatch]):
             sorted values; -1 where a clip has none.
         rank, world_size: this process takes the clips `rank`, `rank + world_size` ... of each batch, whose clips do not
             depend on the number of processes.
-        even: every process takes the same number; the up to `world_size - 1` clips of a batch that are left over are
-            left out, for losses that gather rows.
+        group_by: "speaker", "split" or a label: every batch is made of groups of clips that share its value, for
+            pretexts whose false pairs or negatives should be hard; None mixes all clips. Clips that lack it form one
+            group.
+        group_size: most clips of such a group in a batch; 2 or more.
 
     Attributes:
         clips: those that are used.
@@ -82,12 +84,16 @@ class PretrainBatches(Dataset[PretrainBatch]):
         labels: Sequence[str] = (),
         rank: int = 0,
         world_size: int = 1,
-        even: bool = False,
+        group_by: str | None = None,
+        group_size: int = 8,
     ) -> None:
+        if group_size < 2:
+            raise ConfigError(f"group_size must be at least 2, got {group_size}: a group of one clip has no other.")
         if on_error not in ON_ERROR:
             raise ConfigError(f"on_error must be one of {', '.join(ON_ERROR)}, got {on_error!r}.")
         self.reader, self.seed, self.cache_bytes, self.on_error = reader, seed, cache_bytes, on_error
-        self.rank, self.world_size, self.even = rank, world_size, even
+        self.rank, self.world_size = rank, world_size
+        self.group_by, self.group_size = group_by, group_size
         self.batch_units, self.batch_size = _limits(reader, batch_seconds, batch_size)
         self.clips: list[Clip] = []
         self.skipped: dict[str, str] = {}
@@ -137,8 +143,6 @@ class PretrainBatches(Dataset[PretrainBatch]):
                 f"Batch {number} has {len(members)} clips for {self.world_size} processes, and none may be without: "
                 "give larger batches (batch_size, batch_seconds), or use fewer processes."
             )
-        if self.even:
-            members = members[: len(members) // self.world_size * self.world_size]
         items: list[Item] = []
         kept: list[int] = []
         failed: dict[str, str] = {}
@@ -146,8 +150,7 @@ class PretrainBatches(Dataset[PretrainBatch]):
             try:
                 items.append(self._read(index, epoch))
             except MediaError as error:
-                # processes that gather rows could not go on with unequal numbers of them
-                if self.on_error == "raise" or (self.even and self.world_size > 1):
+                if self.on_error == "raise":
                     raise
                 failed[self.clips[index].id] = str(error)
                 continue
@@ -186,12 +189,12 @@ class PretrainBatches(Dataset[PretrainBatch]):
 
     def _examples(self, items: Sequence[Item], members: Sequence[int], epoch: int) -> Examples:
         inputs = self.reader.collate(items)
-        crops = tuple(self.start(index, epoch) for index in members)
+        crops = tuple(self.reader.first_sample(self.start(index, epoch)) for index in members)
         return Examples(
             inputs,
             ids=tuple(self.clips[index].id for index in members),
             labels={name: self._codes(name, members) for name in self.label_values},
-            starts=crops if inputs.video is None and inputs.waveforms is not None else (),
+            starts=crops if inputs.waveforms is not None else (),
             seeds=tuple(self._clip_seed(index, epoch) for index in members),
             epoch=epoch,
         )
@@ -203,7 +206,10 @@ class PretrainBatches(Dataset[PretrainBatch]):
     def _plan(self, epoch: int) -> list[list[int]]:
         generator = torch.Generator().manual_seed(mix(self.seed, epoch, -1))
         order = torch.randperm(len(self.clips), generator=generator).tolist()
-        batches = self._by_length(order) if len(set(self._sizes)) > 1 else self._evenly(order)
+        if self.group_by is not None:
+            batches = self._grouped(order, self.group_by, generator)
+        else:
+            batches = self._by_length(order) if len(set(self._sizes)) > 1 else self._evenly(order)
         shuffle = torch.randperm(len(batches), generator=generator).tolist()
         return [batches[k] for k in shuffle]
 
@@ -212,6 +218,28 @@ class PretrainBatches(Dataset[PretrainBatch]):
         limit = min(self.batch_size, max(1, self.batch_units // max(self._sizes[0], 1)))
         count = -(-len(order) // limit)
         return [order[len(order) * k // count : len(order) * (k + 1) // count] for k in range(count)]
+
+    def _grouped(self, order: list[int], field: str, generator: torch.Generator) -> list[list[int]]:
+        """Batches of whole groups; a value's clips are divided evenly, so that none is left by itself."""
+        by_value: dict[str | None, list[int]] = {}
+        for index in order:
+            by_value.setdefault(self.clips[index].group(field), []).append(index)
+        size = max(2, min(self.group_size, self.batch_size, self.batch_units // max(*self._sizes, 1)))
+        groups = []
+        for members in by_value.values():
+            count = -(-len(members) // size)
+            groups += [members[len(members) * k // count : len(members) * (k + 1) // count] for k in range(count)]
+        batches: list[list[int]] = []
+        total = 0
+        for place in torch.randperm(len(groups), generator=generator).tolist():
+            units = sum(self._sizes[index] for index in groups[place])
+            full = not batches or total + units > self.batch_units
+            if full or len(batches[-1]) + len(groups[place]) > self.batch_size:
+                batches.append([])
+                total = 0
+            batches[-1] += groups[place]
+            total += units
+        return batches
 
     def _by_length(self, order: list[int]) -> list[list[int]]:
         """Batches of clips of similar length."""

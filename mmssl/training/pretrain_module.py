@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader
 from mmssl.errors import ConfigError, InputError
 from mmssl.objectives.objective import Objective
 from mmssl.random import isolated_rng, mix
+from mmssl.training.blocks import block_depths
 from mmssl.training.pretrain_batches import PretrainBatch
-from mmssl.training.pretrain_optim import Optimization, block_depths, parameter_groups
+from mmssl.training.pretrain_optim import Optimization, parameter_groups
 from mmssl.training.pretrain_optim import learning_rate_factor as learning_rate_factor
 from mmssl.training.pretrain_parallel import gathered, spread_parameters
 from mmssl.types import Inputs
@@ -83,7 +84,7 @@ class PretrainModule(LightningModule):
         """With FSDP, spread the parameters over the processes."""
         if self.device_mesh is not None:
             upstream = self.objective.encoder.upstream
-            blocks = [upstream.get_submodule(prefix.rstrip(".")) for prefix in block_depths(upstream)]
+            blocks = [upstream.get_submodule(name) for name in block_depths(upstream)]
             spread_parameters(self.objective, self.device_mesh["data_parallel"], blocks)
 
     def train_dataloader(self) -> DataLoader[PretrainBatch]:
@@ -104,7 +105,10 @@ class PretrainModule(LightningModule):
         """AdamW in groups, and the learning rate per step."""
         settings = self.settings
         groups = parameter_groups(self.objective, settings)
-        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps)
+        # in one pass over each parameter, except where Lightning unscales gradients before they are clipped
+        fused = None if self.trainer.precision == "16-mixed" else True
+        moments: dict[str, Any] = {"betas": settings.betas, "eps": settings.eps}
+        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, **moments, fused=fused)
         optimizer.register_step_post_hook(self._note_step)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, settings.factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
 from mmssl.errors import ConfigError
 from mmssl.objectives.objective import Objective
+from mmssl.training.blocks import parameter_depths
 
 DECAYS = ("linear", "cosine", "constant", "tri_stage")
-# stacks of blocks of the encoders here, stage by stage: those of one stage stand side by side
-_STAGES = (("encoder.blocks", "audio.blocks", "video.blocks"), ("fusion.blocks", "fusion.blocks_audio", "shared"))
 
 
 @dataclass(frozen=True)
@@ -122,53 +120,14 @@ def learning_rate_factor(
     return final_factor + (1 - final_factor) * left
 
 
-def block_depths(upstream: nn.Module) -> dict[str, int]:
-    """Prefix of each block of an encoder -> its depth from 1 on; empty where the encoder has no known stack of blocks.
-
-    Blocks of streams side by side (`audio.blocks.3`, `video.blocks.3`) share a depth, the last of each stack having the
-    same; fusion and shared blocks come after them.
-    """
-    depths: dict[str, int] = {}
-    reached = 0
-    for stage in _STAGES:
-        stacks = {name: m for name, m in upstream.named_modules() if name in stage and isinstance(m, nn.ModuleList)}
-        longest = max((len(stack) for stack in stacks.values()), default=0)
-        for name, stack in stacks.items():
-            for index in range(len(stack)):
-                depths[f"{name}.{index}."] = reached + longest - len(stack) + index + 1
-        reached += longest
-    return depths
-
-
-def depth_of(upstream: nn.Module) -> tuple[Callable[[str], int], int]:
-    """How deep each parameter of an encoder lies.
-
-    Returns:
-        A function from the name of a parameter to its depth l, and the depth L of the last block. Block k of a stack
-        has l = k (from 1 on), the norm after a stack that of its last block, or L + 1 after the last stack of all; all
-        else lies before the blocks: l = 0.
-    """
-    depths = block_depths(upstream)
-    last = max(depths.values(), default=0)
-    norms = _norms_after(upstream, depths, last)
-
-    def depth(name: str) -> int:
-        for prefix, number in [*depths.items(), *norms.items()]:
-            if name.startswith(prefix):
-                return number
-        return 0
-
-    return depth, last
-
-
 def parameter_groups(objective: Objective, settings: Optimization) -> list[dict[str, object]]:
     """Groups for AdamW: parameters that share a learning rate and a weight decay.
 
-    A parameter of the encoder at depth l of L (see `depth_of`) has learning_rate * layer_decay ** (L + 1 - l), heads
-    and the rest of the objective learning_rate (Clark et al. 2020, ELECTRA; Bao et al. 2022, BEiT). An encoder that is
-    no stack of blocks is one group, one step below the heads.
+    A parameter of the encoder at depth l of L (see `mmssl.training.blocks.parameter_depths`) has learning_rate *
+    layer_decay ** (L + 1 - l), heads and the rest of the objective learning_rate (Clark et al. 2020, ELECTRA; Bao et
+    al. 2022, BEiT). An encoder that is no stack of blocks is one group, one step below the heads.
     """
-    depth, last = depth_of(objective.encoder.upstream)
+    depths, last = parameter_depths(objective.encoder.upstream)
     prefix = "encoder.upstream."
     found: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in objective.named_parameters():
@@ -176,7 +135,7 @@ def parameter_groups(objective: Objective, settings: Optimization) -> list[dict[
             continue
         below = 0
         if settings.layer_decay < 1 and name.startswith(prefix):
-            below = last + 1 - depth(name.removeprefix(prefix))
+            below = last + 1 - depths[name.removeprefix(prefix)]
         found.setdefault((below, parameter.dim() <= 1), []).append(parameter)
     return [
         {
@@ -186,20 +145,3 @@ def parameter_groups(objective: Objective, settings: Optimization) -> list[dict[
         }
         for below, plain in sorted(found)
     ]
-
-
-def _norms_after(upstream: nn.Module, depths: Mapping[str, int], last: int) -> dict[str, int]:
-    """Prefix of each norm that comes after a stack of blocks -> its depth."""
-    found: dict[str, int] = {}
-    for name, module in upstream.named_modules():
-        parent, _, own = name.rpartition(".")
-        if own not in ("norm", "norm_audio", "layer_norm") or not isinstance(module, nn.LayerNorm):
-            continue
-        owner = upstream.get_submodule(parent)
-        if own == "layer_norm" and not getattr(owner, "layer_norm_first", False):
-            continue  # post-norm transformers have it before their first block
-        inside = [number for prefix, number in depths.items() if prefix.startswith(f"{parent}.") or not parent]
-        if inside and (not parent or f"{parent}.blocks.0." in depths):
-            deepest = max(inside)
-            found[f"{name}."] = last + 1 if deepest == last else deepest
-    return found

@@ -5,7 +5,7 @@ clips (`PretrainBatches`), masks and negatives follow from the seed of each clip
 weighted by its rows (`mmssl.objectives.joint`). What does not:
 
 - Losses that contrast the rows of a batch (InfoNCE, NT-Xent, Barlow Twins, VICReg) see those of their own process
-  unless they were built with `gather=True`; then all processes take equally many clips of each batch.
+  unless they were built with `gather=True`.
 - Diversity is a function of the mean over a batch, so that its mean over processes is not that of the joint batch.
 - Views that pair the clips of a batch (correspondence, mixup, the shuffled controls) pair those of their process.
 - Batch norm is over the joint batch on GPUs (SyncBatchNorm), over each process's share on the CPU.
@@ -34,11 +34,6 @@ def gathered(value: T) -> list[T]:
     found: list[Any] = [None] * world_size()
     distributed.all_gather_object(found, value)
     return found
-
-
-def gathers_rows(objective: nn.Module) -> bool:
-    """Whether a loss of an objective contrasts the rows of all processes, which must then hold equally many."""
-    return any(getattr(module, "gather", False) is True for module in objective.modules())
 
 
 def spread_parameters(objective: nn.Module, mesh: Any, blocks: Sequence[nn.Module]) -> None:

@@ -31,6 +31,8 @@ def score_objective(
     draws: int = 4,
     batch_seconds: float | None = None,
     batch_size: int | None = None,
+    group_by: str | None = None,
+    group_size: int = 8,
     labels: Sequence[str] = (),
     on_error: str = "raise",
     seed: int = 0,
@@ -46,7 +48,8 @@ def score_objective(
         reader: that of the training.
         step: of the training, for what follows a schedule.
         draws: passes over the clips, at least 1.
-        batch_seconds, batch_size, labels, on_error: see `PretrainBatches`; contrastive losses depend on the size.
+        batch_seconds, batch_size, group_by, group_size, labels, on_error: see `PretrainBatches`; contrastive losses
+            depend on the size.
         seed: of what is drawn.
 
     Returns:
@@ -64,6 +67,8 @@ def score_objective(
         reader,
         batch_seconds=batch_seconds,
         batch_size=batch_size,
+        group_by=group_by,
+        group_size=group_size,
         seed=mix(seed, 1),
         on_error=on_error,
         labels=labels,

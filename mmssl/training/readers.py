@@ -81,6 +81,10 @@ class ClipReader(ABC):
     def cut(self, item: Item, first: int, count: int) -> Item:
         """The same stretch of a clip that was loaded whole."""
 
+    def first_sample(self, first: int) -> int:
+        """Sample of the sound at which unit `first` begins."""
+        return first
+
     def collate(self, items: Sequence[Item]) -> Inputs:
         """A batch: padded waveforms, video and images, the latter two as float32 in [0, 1].
 
@@ -255,8 +259,12 @@ class AudioVideoReader(ClipReader):
 
     def cut(self, item: Item, first: int, count: int) -> Item:
         """Slices of both."""
-        begin, end = (seconds_to_samples(k / self.fps, self.sample_rate) for k in (first, first + count))
+        begin, end = self.first_sample(first), self.first_sample(first + count)
         return Item(_present(item.waveform)[begin:end], _present(item.video)[first : first + count])
+
+    def first_sample(self, first: int) -> int:
+        """Sample of the sound at which video frame `first` begins."""
+        return seconds_to_samples(first / self.fps, self.sample_rate)
 
 
 class AudioImageReader(AudioReader):

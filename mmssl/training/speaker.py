@@ -90,6 +90,7 @@ def train_speaker(
     save_every: int = 1000,
     log_every: int = 10,
     trials_per_speaker: int = 50,
+    trials_within: str | None = None,
     dev_seconds: float = 10.0,
     min_seconds: float = 0.3,
     min_clips: int = 2,
@@ -124,6 +125,7 @@ def train_speaker(
         save_every: steps between two checkpoints; one follows each evaluation too.
         log_every: steps between two rows of the history.
         trials_per_speaker: most target trials of a development speaker.
+        trials_within: name of a label; development trials are made among clips with the same value of it alone.
         dev_seconds: longer development clips are cut to their middle.
         min_seconds: clips must not be shorter.
         min_clips: training speakers must not have fewer clips.
@@ -156,12 +158,12 @@ def train_speaker(
     used, skipped = usable_clips(train, reader, min_seconds, min_clips, on_error)
     dev_used, dev_skipped = usable_clips(dev, reader, min_seconds, 1, on_error)
     check_loss(model, loss, len(speaker_names(used)), speeds, clips_per_speaker)
-    trials = make_trials({c.id: str(c.speaker) for c in _distinct(dev_used)}, trials_per_speaker, seed)
+    trials = development_trials(dev_used, trials_per_speaker, trials_within, seed)
     settings = {
         "model": repr(model.description),
         "optimizer": (optimizer, weight_decay, grad_clip, precision, batch_size, clips_per_speaker, seed),
         "augmentation": (describe(augmentation), describe(spec_augment), [str(s) for s in check_speeds(speeds)]),
-        "dev": fingerprint(dev_used, {"seconds": dev_seconds, "trials": trials_per_speaker}),
+        "dev": fingerprint(dev_used, {"seconds": dev_seconds, "trials": trials_per_speaker, "within": trials_within}),
     }
     if distillation is not None:
         settings["distillation"] = distillation.describe()
@@ -209,6 +211,38 @@ def train_speaker(
     return SpeakerTraining(history, best, trials, len(speaker_names(used)), {**skipped, **dev_skipped}, resumed)
 
 
+def development_trials(clips: Sequence[Clip], per_speaker: int, within: str | None = None, seed: int = 0) -> Trials:
+    """Trials among development clips.
+
+    Args:
+        clips: of speakers that are not trained on.
+        per_speaker: most target trials of a speaker.
+        within: name of a label; each trial's clips have the same value of it. Across corpora, say, recording
+            conditions would decide, and an encoder that hears only these would be selected.
+        seed: of the draw.
+
+    Raises:
+        DataError: ids repeat, a clip lacks the label, or no trials can be made.
+    """
+    if len({clip.id for clip in clips}) < len(clips):
+        raise DataError("Ids of development clips must differ, since trials name them.")
+    groups: dict[str | None, dict[str, str]] = {}
+    for clip in clips:
+        value = None if within is None else clip.group(within)
+        if within is not None and value is None:
+            raise DataError(f"The development clip {clip.id!r} has no label {within!r} to make trials within.")
+        groups.setdefault(value, {})[clip.id] = str(clip.speaker)
+    found, refused = list[Trials](), list[DataError]()
+    for group in groups.values():
+        try:
+            found.append(make_trials(group, per_speaker, seed))
+        except DataError as error:
+            refused.append(error)
+    if not found:
+        raise refused[0] if refused else DataError("There are no development clips.")
+    return Trials(*(sum((getattr(t, side) for t in found), ()) for side in ("enrol", "test", "is_target")))
+
+
 def check_loss(
     model: SpeakerModel, loss: nn.Module, speakers: int, speeds: Sequence[float], clips_per_speaker: int
 ) -> None:
@@ -246,12 +280,6 @@ def describe(value: Any) -> str:
     if isinstance(value, Sequence):
         return "[" + ", ".join(describe(item) for item in value) + "]"
     return f"{type(value).__qualname__}({describe(vars(value)) if hasattr(value, '__dict__') else repr(value)})"
-
-
-def _distinct(clips: Sequence[Clip]) -> Sequence[Clip]:
-    if len({clip.id for clip in clips}) < len(clips):
-        raise DataError("Ids of development clips must differ, since trials name them.")
-    return clips
 
 
 def _development(clips: Sequence[Clip], trials: Trials, reader: AudioReader, seconds: float) -> dict[str, Tensor]:

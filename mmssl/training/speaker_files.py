@@ -46,7 +46,7 @@ _FIELDS = {
     "encoder_kwargs": (dict,),
     "interface_kwargs": (dict,),
     "stream": (str,),
-    "centre": (bool,),
+    "centre": (bool, str),
     "train_upstream": (bool,),
     "seed": (int,),
 }
@@ -61,7 +61,7 @@ def build_speaker_model(
     encoder_kwargs: Mapping[str, Any] | None = None,
     interface_kwargs: Mapping[str, Any] | None = None,
     stream: str = "audio",
-    centre: bool = True,
+    centre: bool | str = True,
     train_upstream: bool = False,
     seed: int = 0,
 ) -> SpeakerModel:

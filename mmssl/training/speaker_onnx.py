@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmssl.downstream.speaker_model import SpeakerModel
+from mmssl.downstream.speaker_model import LEVEL, SpeakerModel
 from mmssl.errors import ConfigError, InputError
 from mmssl.files import replace_file
 from mmssl.nn.rawnet3 import AnalyticSincConv, RawNet3Encoder
@@ -91,7 +91,9 @@ class _WholeClips(nn.Module):
         found = front.features(windows.reshape(-1, front.window))
         found = front.finish(found.reshape(windows.shape[0], windows.shape[1], -1), _full(windows))
         joined = interface(Layers((found,), (_full(found),))).data
-        return joined - joined.mean(1, keepdim=True) if self.centre else joined
+        if not self.centre:
+            return joined
+        return joined - joined.mean((1, 2) if self.centre == LEVEL else 1, keepdim=True)
 
 
 def _full(data: Tensor) -> Tensor:

@@ -180,6 +180,30 @@ def test_a_folder_of_speakers(
     assert found["scores"]["rows"][0]["intervals"].keys() >= {"eer", "cllr", "min_dcf_p01", "act_dcf_p01"}
 
 
+def test_silence_is_cut_off_before_clips_count_as_short(
+    recipe: Callable[[str], Path], speakers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mmssl.data.manifest import read_manifest
+
+    folder = recipe("folder")
+    for name, seconds in (("late", 0.5), ("short", 0.05)):
+        voice(speakers / "s1" / f"{name}.wav", 1, seconds)
+        wave, rate = soundfile.read(speakers / "s1" / f"{name}.wav")
+        soundfile.write(speakers / "s1" / f"{name}.wav", np.concatenate([np.zeros(8000), wave]), rate)
+    soundfile.write(speakers / "s1" / "zeros.wav", np.zeros(8000), 16000)
+    given = (f"data.root={speakers}", "protocol.dev_groups=2", "data.options.test_speakers=3")
+    assert run(folder, *given, "speaker.trim_silence=30", "--stop_stage", "prepare") == 0, capsys.readouterr().err
+    clips = {clip.id: clip for clip in read_manifest(folder / "data" / "manifest.jsonl")}
+    assert len(clips) == 33
+    late = clips["s1/late.wav"]
+    assert (late.start, late.duration) == pytest.approx((0.44, 0.56), abs=0.011)
+    assert clips["s1/0.wav"].duration == pytest.approx(0.4)
+    skipped = json.loads((folder / "data" / "skipped.json").read_text())
+    assert [item["id"] for item in skipped] == ["s1/zeros.wav", "s1/short.wav"]
+    (fold,) = json.loads((folder / "data" / "folds.json").read_text())["folds"]
+    assert sum(len(fold[part]) for part in ("train", "dev", "test")) == 33
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,14 +13,14 @@ from omegaconf import OmegaConf
 from mmssl.errors import ConfigError, InputError
 from mmssl.interfaces.fusion import FUSIONS, build_fusion
 from mmssl.stages.av_bootstrap import interval, mean_of, paired_interval, percent, scored, speaker_draws
+from mmssl.stages.av_cuts import NEAR, drawn_offset, judged_cuts
 from mmssl.stages.av_extract import statistics_of
 from mmssl.stages.av_media import lacking, missing_text
 from mmssl.stages.av_page import Section, markdown, picture, write_page
 from mmssl.stages.av_plain import MelPixels
 from mmssl.stages.av_retrieval import ranks
-from mmssl.stages.av_sync import NEAR, Frames, drawn_offset, judged_cuts
 from mmssl.stages.av_sync_report import _chance, _measures, _table
-from mmssl.types import Clip, Layers, StreamSpec
+from mmssl.types import Clip, StreamSpec
 
 FUSION_FILES = sorted((Path(__file__).parents[2] / "mmssl" / "conf" / "fusion").glob("*.yaml"))
 
@@ -73,53 +72,6 @@ def test_ranks_by_hand() -> None:
         "rank": 1.0,
     }
     assert found["audio_to_video", "all", "c"]["top"] == ["a", "b", "c"]
-
-
-class NumberedStore:
-    """Frames that hold their own time, in video frames: sound four times as often."""
-
-    def __init__(self, seconds: dict[str, int]) -> None:
-        self.seconds = seconds
-
-    def specs(self, view: str) -> dict[str, StreamSpec]:
-        return {"audio": StreamSpec((1, 1), (320, 160)), "video": StreamSpec((1,), (1,))}
-
-    def read(self, clip: str, view: str) -> dict[str, Layers]:
-        count = self.seconds[clip]
-        fast, slow = torch.arange(4 * count + 3)[:, None] / 4, torch.arange(count + 1)[:, None].float()
-        half = torch.arange(2 * count)[:, None] / 2
-        return {
-            "audio": Layers((half, fast), (torch.tensor(len(half)), torch.tensor(len(fast)))),
-            "video": Layers((slow,), (torch.tensor(len(slow)),)),
-        }
-
-
-@pytest.mark.parametrize("offset", [-3, 0, 2])
-def test_cuts_come_late_by_their_offset(offset: int) -> None:
-    store: Any = NumberedStore({"a": 20})
-    frames = Frames(store, 16000, 25.0)
-    # the layer of another rate than the last is left out
-    assert frames.kept == {"audio": [1], "video": [0]}
-    assert frames.count("a") == 20
-    cut = frames.cut("a", "a", offset, most=3)
-    sound, pictures = cut["audio"].hidden_states[0], cut["video"].hidden_states[0]
-    assert (len(sound), len(pictures)) == (4 * 14, 14)
-    for t in range(max(0, -offset), min(14, 14 - offset)):
-        # at the true shift the same moment meets
-        assert sound[4 * (t + offset), 0] == pictures[t, 0]
-    # pictures are those of the middle, whatever the offset
-    assert pictures[:, 0].tolist() == list(range(3, 17))
-
-
-def test_rates_without_a_whole_ratio_are_refused() -> None:
-    store: Any = SimpleNamespace(
-        specs=lambda view: {"audio": StreamSpec((1,), (600,)), "video": StreamSpec((1,), (1,))}
-    )
-    with pytest.raises(ConfigError, match="whole ratio"):
-        Frames(store, 16000, 25.0)
-    alone: Any = SimpleNamespace(specs=lambda view: {"audio": StreamSpec((1,), (640,))})
-    with pytest.raises(ConfigError, match="lacks video"):
-        Frames(alone, 16000, 25.0)
 
 
 def test_offsets_and_partners_of_test_cuts() -> None:

@@ -31,6 +31,8 @@ TINY = (
     "~data.options.seed",
     "~data.options.num_speakers",
     "~data.options.task_speakers",
+    "~data.options.pretrain_speakers",
+    "~data.options.pretrain_sentences",
     "~data.options.num_sentences",
     "~data.options.sentences_per_speaker",
     "protocol.k=2",
@@ -85,7 +87,7 @@ def run(
             shutil.copytree(ROOT / "recipes", tmp_path / "recipes", dirs_exist_ok=True)
         monkeypatch.setenv("MMSSL_CALLER_DIR", str(folder))
         capsys.readouterr()
-        crop = "audio_seconds=0.4" if task == "aver" else "crop_seconds=0.3"
+        crop = "crop_seconds=0.3" if task == "av_sync" else "audio_seconds=0.4"
         words = (f"pretraining.objective.{crop}", f"data.root={root}", *words)
         code = main(["--nj", "1", *TINY, *words], folder)
         captured = capsys.readouterr()

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from mmssl.data.trials import Trials
-from mmssl.errors import ConfigError, DataError, InputError
+from mmssl.errors import ConfigError, DataError, InputError, MediaError
 from mmssl.metrics.speaker_bootstrap import speaker_bootstrap
 from mmssl.metrics.verification import eer
 from mmssl.stages.spk_corpus import pooled, speaker_files, with_splits
@@ -18,6 +18,7 @@ from mmssl.stages.spk_embed import Embedded, batches, read_embedded, write_embed
 from mmssl.stages.spk_margin import eer_margin
 from mmssl.stages.spk_prepare import check_disjoint, check_list, make_lists
 from mmssl.stages.spk_score import QualityRange, Scorer, Side, det_curve
+from mmssl.stages.spk_silence import speech_extent, trimmed
 from mmssl.types import Clip
 
 RNG = np.random.default_rng(0)
@@ -114,6 +115,51 @@ def test_lists_within_each_corpus() -> None:
         make_lists(corpus[-2:], settings)
     with pytest.raises(DataError, match=r"has no such label. Did you mean 'corpus'"):
         make_lists(corpus, settings | {"within": "corpora"})
+
+
+def burst(path: Path, silence: tuple[float, float], seconds: float = 1.0, rate: int = 16000) -> None:
+    """Loud noise between two stretches of noise 60 dB below it."""
+    rng = np.random.default_rng(1)
+    before, loud, after = (int(s * rate) for s in (silence[0], seconds, silence[1]))
+    wave = 1e-4 * rng.standard_normal(before + loud + after)
+    wave[before : before + loud] = 0.1 * rng.standard_normal(loud)
+    soundfile.write(path, wave, rate, subtype="FLOAT")
+
+
+def test_silence_at_both_ends_is_found() -> None:
+    rng = np.random.default_rng(2)
+    wave = 1e-4 * rng.standard_normal(24000)
+    wave[6400:8000] = wave[12000:16000] = 0.1
+    # frames of 80 samples at 8 kHz, smoothed over three, and 50 ms on both sides; the gap inside stays
+    assert speech_extent(wave, 8000, 30) == pytest.approx((0.79 - 0.05, 2.01 + 0.05))
+    # neither the level nor a click decides
+    clicked = 1e-3 * wave
+    clicked[20000] = 1.0
+    assert speech_extent(clicked[:18000], 8000, 30) == speech_extent(wave[:18000], 8000, 30)
+    assert speech_extent(np.ones(8000), 8000, 30) == (0.0, 1.0)
+    assert speech_extent(np.ones(50), 8000, 30) == (0.0, 50 / 8000)
+    with pytest.raises(ConfigError, match="trim_silence must be above 0 dB"):
+        speech_extent(wave, 8000, 0)
+    with pytest.raises(DataError, match="without samples"):
+        speech_extent([], 8000, 30)
+
+
+def test_clips_are_trimmed_within_their_segment(tmp_path: Path) -> None:
+    burst(tmp_path / "a.wav", (0.5, 0.3))
+    soundfile.write(tmp_path / "zeros.wav", np.zeros(8000), 16000)
+    whole, late = (
+        Clip("a", audio=str(tmp_path / "a.wav")),
+        Clip("b", audio=str(tmp_path / "a.wav"), start=0.7, duration=1.0),
+    )
+    found, left_out = trimmed([whole, Clip("z", audio=str(tmp_path / "zeros.wav")), late], 30, "skip")
+    # a smoothed frame is loud where its neighbour is
+    assert [(c.id, round(c.start, 2), round(c.duration or 0, 2)) for c in found] == [
+        ("a", 0.44, 1.12),
+        ("b", 0.7, 0.86),
+    ]
+    assert list(left_out) == ["z"]
+    with pytest.raises(MediaError, match=r"data.on_error=skip"):
+        trimmed([Clip("z", audio=str(tmp_path / "zeros.wav"))], 30, "raise")
 
 
 PARTS = {"train": clips(["t1", "t2"]), "dev": clips(["d1", "d2"]), "test": clips(["x", "y"])}

@@ -41,8 +41,9 @@ class BarlowTwins(Loss):
         generator: torch.Generator | None = None,
     ) -> LossOutput:
         """The loss of two views (B, D); logs both sums. See `Loss.forward`."""
-        views = tuple(x.float() for x in both_rows(prediction, target, where))
-        a, b = (gather_rows(x) if self.gather else x for x in views)
+        a, b = (x.float() for x in both_rows(prediction, target, where))
+        if self.gather:
+            (a, b), _ = gather_rows(a, b)
         require_rows(len(a), self)
         correlation = _standardized(a).t() @ _standardized(b) / len(a)
         diagonal = correlation.diagonal()

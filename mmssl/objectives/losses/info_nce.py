@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from mmssl.errors import ConfigError, InputError
 from mmssl.objectives.losses.base import Loss, LossOutput, both_rows, require_positive, require_rows
-from mmssl.objectives.losses.gather import gather_rows, rank
+from mmssl.objectives.losses.gather import gather_rows
 
 
 class InfoNCE(Loss):
@@ -63,17 +63,16 @@ class InfoNCE(Loss):
             generator: not used.
         """
         queries, keys = (F.normalize(x.float(), dim=-1) for x in both_rows(prediction, target, where))
-        all_keys = gather_rows(keys) if self.gather else keys
+        # for the second direction, the queries of all ranks too
+        wanted = [keys, queries] if self.symmetric else [keys]
+        (all_keys, *others), first = gather_rows(*wanted) if self.gather else (wanted, 0)
         queue = self._filled_queue(keys)
         require_rows(len(all_keys) + len(queue), self)
-        labels = torch.arange(len(queries), device=queries.device)
-        if self.gather:
-            labels = labels + rank() * len(queries)
+        labels = torch.arange(first, first + len(queries), device=queries.device)
         logits = queries @ torch.cat([all_keys, queue]).t() / self.temperature
         loss = F.cross_entropy(logits, labels)
         if self.symmetric:
-            others = gather_rows(queries) if self.gather else queries
-            loss = (loss + F.cross_entropy(keys @ others.t() / self.temperature, labels)) / 2
+            loss = (loss + F.cross_entropy(keys @ others[0].t() / self.temperature, labels)) / 2
         if self.queue_size and torch.is_grad_enabled():
             self._pending.append(all_keys.detach())
         negatives = logits.shape[1] - 1

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmssl.objectives.losses.base import Loss, LossOutput, both_rows, require_positive, require_rows
-from mmssl.objectives.losses.gather import gather_rows, rank
+from mmssl.objectives.losses.gather import gather_rows
 
 
 class NTXent(Loss):
@@ -49,10 +49,10 @@ class NTXent(Loss):
             generator: not used.
         """
         a, b = (F.normalize(x.float(), dim=-1) for x in both_rows(prediction, target, where))
-        all_a, all_b = (gather_rows(a), gather_rows(b)) if self.gather else (a, b)
+        (all_a, all_b), first = gather_rows(a, b) if self.gather else ([a, b], 0)
         count = len(all_a)
         require_rows(count, self)
-        own = torch.arange(len(a), device=a.device) + (rank() * len(a) if self.gather else 0)
+        own = torch.arange(first, first + len(a), device=a.device)
         logits = torch.cat([a, b]) @ torch.cat([all_a, all_b]).t() / self.temperature
         itself = torch.cat([own, own + count])
         logits = logits.scatter(1, itself[:, None], -math.inf)

@@ -10,6 +10,7 @@ from abc import abstractmethod
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mmssl.errors import ConfigError
 from mmssl.objectives.losses.base import Loss, LossOutput, both_rows
@@ -26,6 +27,10 @@ class Regression(Loss):
     def error(self, difference: Tensor) -> Tensor:
         """Elementwise error of prediction minus target."""
 
+    def mean_error(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Mean of the error over all values of rows (N, D)."""
+        return self.error(prediction - target).mean()
+
     def forward(
         self,
         prediction: Tensor,
@@ -37,8 +42,8 @@ class Regression(Loss):
         """Mean error of selected rows of one shape (B, D) or (B, T, D); see `Loss.forward`."""
         guess, truth = (x.float() for x in both_rows(prediction, target, where))
         with torch.no_grad():
-            baseline = self.error(truth - truth.mean(0)).mean()
-        return LossOutput(self.error(guess - truth).mean(), len(guess), {"baseline": baseline})
+            baseline = self.mean_error(truth.mean(0).expand_as(truth), truth)
+        return LossOutput(self.mean_error(guess, truth), len(guess), {"baseline": baseline})
 
 
 class L1(Regression):
@@ -65,6 +70,11 @@ class MSE(Regression):
         """Squared, times sqrt(D) if so asked."""
         squared = difference.square()
         return squared * difference.shape[-1] ** 0.5 if self.scale_by_size else squared
+
+    def mean_error(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """See `Regression.mean_error`; without the tensors in between."""
+        loss = F.mse_loss(prediction, target)
+        return loss * prediction.shape[-1] ** 0.5 if self.scale_by_size else loss
 
 
 class SmoothL1(Regression):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from mmssl.errors import ConfigError
 from mmssl.objectives.losses.base import Loss, LossOutput, both_rows, require_positive
-from mmssl.objectives.losses.gather import mean_over_ranks
+from mmssl.objectives.losses.gather import sum_over_ranks
 
 
 class SoftCrossEntropy(Loss):
@@ -110,8 +110,8 @@ class SoftCrossEntropy(Loss):
     def after_step(self) -> None:
         """Move the centre by the step's mean output."""
         if self._sum is not None:
-            mean = mean_over_ranks(self._sum / self._rows)
-            self.center.mul_(self.center_momentum).add_(mean, alpha=1 - self.center_momentum)
+            sums = sum_over_ranks(torch.cat([self._sum, self._sum.new_tensor([self._rows])]))
+            self.center.mul_(self.center_momentum).add_(sums[:-1] / sums[-1], alpha=1 - self.center_momentum)
             self._sum, self._rows = None, 0
         self.steps += 1
 

@@ -47,8 +47,9 @@ class VICReg(Loss):
         generator: torch.Generator | None = None,
     ) -> LossOutput:
         """The loss of two views (B, D); logs the three parts before their weights. See `Loss.forward`."""
-        rows = tuple(x.float() for x in both_rows(prediction, target, where))
-        a, b = (gather_rows(x) if self.gather else x for x in rows)
+        a, b = (x.float() for x in both_rows(prediction, target, where))
+        if self.gather:
+            (a, b), _ = gather_rows(a, b)
         require_rows(len(a), self)
         invariance = F.mse_loss(a, b)
         variance = (self._variance(a) + self._variance(b)) / 2

@@ -7,6 +7,7 @@ with Cross-Modal Agreement", of which this is cross-modal discrimination with ne
 from __future__ import annotations
 
 from mmssl.errors import ConfigError
+from mmssl.objectives.av_augment import PairAugmentation
 from mmssl.objectives.av_encoders import PooledStream, TwoTowerEncoder, projector
 from mmssl.objectives.av_views import AlignedCrops
 from mmssl.objectives.losses.info_nce import InfoNCE
@@ -26,6 +27,10 @@ def cross_modal(
     symmetric: bool = True,
     gather: bool = False,
     control: str = "none",
+    crop_scale: tuple[float, float] | None = None,
+    flip: float = 0.0,
+    jitter: float = 0.0,
+    gain: float = 0.0,
     health_every: int = 50,
 ) -> Objective:
     """Find the pictures of a sound among those of the batch, and the sound of pictures.
@@ -38,6 +43,7 @@ def cross_modal(
         symmetric: both directions; False for sound to pictures alone.
         gather: negatives from all ranks; their number is in the log.
         control: "none", or "shuffled", "audio_only" or "video_only", under which nothing can be learnt.
+        crop_scale, flip, jitter, gain: see `PairAugmentation`; nothing by default.
         health_every: see `Objective`.
 
     Raises:
@@ -58,4 +64,5 @@ def cross_modal(
         stream="audio",
         pool=True,
     )
-    return Objective(encoder, AlignedCrops(audio_seconds, num_frames, control), [term], health_every)
+    views = AlignedCrops(audio_seconds, num_frames, control, PairAugmentation(crop_scale, flip, jitter, gain))
+    return Objective(encoder, views, [term], health_every)

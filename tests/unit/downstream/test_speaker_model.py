@@ -24,7 +24,7 @@ ENCODERS = {
 }
 
 
-def model(encoder: str = "ecapa", **kwargs: bool) -> SpeakerModel:
+def model(encoder: str = "ecapa", **kwargs: bool | str) -> SpeakerModel:
     torch.manual_seed(0)
     built = ENCODERS[encoder]()
     for module in built.modules():
@@ -64,6 +64,20 @@ def test_frames_are_the_upstreams_less_each_clips_mean() -> None:
     for row, frames in enumerate(mel.unpad()):
         torch.testing.assert_close(centred.unpad()[row], frames - frames.mean(0), rtol=1e-5, atol=1e-5)
     assert not centred.data[1, int(mel.lengths[1]) :].any()
+
+
+def test_frames_without_their_level_keep_the_spectrum() -> None:
+    batch = waveforms(4000, 1200)
+    speaker = model(centre="level")
+    mel = load_upstream("fbank", num_mel_bins=20)(batch.data, batch.lengths)["audio"][-1]
+    found = speaker.frames(batch)
+    for row, frames in enumerate(mel.unpad()):
+        torch.testing.assert_close(found.unpad()[row], frames - frames.mean(), rtol=1e-5, atol=1e-5)
+    assert not found.data[1, int(mel.lengths[1]) :].any()
+    louder = speaker.frames(Padded(2 * batch.data, batch.lengths))
+    torch.testing.assert_close(louder.data, found.data, rtol=1e-4, atol=1e-3)
+    with pytest.raises(ConfigError, match="centre must be true, false or 'level', got 'mean'"):
+        model(centre="mean")
 
 
 def test_embed_leaves_the_mode_and_gives_no_gradients() -> None:

@@ -16,6 +16,7 @@ from mmssl.objectives.av_samplers import (
     kept_modalities,
     other_spans,
     partners,
+    partners_within,
     shifted_places,
     true_and_false,
 )
@@ -64,6 +65,36 @@ def test_each_side_is_in_one_true_and_one_false_pair() -> None:
             assert sorted(side[match == label].tolist()) == list(range(9))
     assert torch.equal(audio[match == 1], video[match == 1])
     assert (audio[match == 0] != video[match == 0]).all()
+
+
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=16), st.integers(0, 2**31))
+def test_partners_within_a_group_are_others_of_it(groups: list[int], seed: int) -> None:
+    chosen = partners_within(groups, seeded(seed)).tolist()
+    assert sorted(chosen) == list(range(len(groups)))
+    for clip, other in enumerate(chosen):
+        assert groups[clip] == groups[other]
+        assert (clip == other) == (groups.count(groups[clip]) == 1)
+    alone = [clip for clip, other in enumerate(chosen) if clip == other]
+    if len(alone) == len(groups):
+        with pytest.raises(InputError, match="group_by"):
+            true_and_false(groups, seeded(seed), within=True)
+        return
+    audio, video, match = true_and_false(groups, seeded(seed), within=True)
+    rest = sorted(set(range(len(groups))) - set(alone))
+    for side in (audio, video):
+        for label in (0, 1):
+            assert sorted(side[match == label].tolist()) == rest
+
+
+def test_every_other_clip_of_a_group_is_as_likely_a_partner() -> None:
+    generator, draws = seeded(), 6000
+    counts = torch.zeros(5, 5)
+    for _ in range(draws):
+        counts[torch.arange(5), partners_within([0, 1, 0, 0, 0], generator)] += 1
+    assert counts[1, 1] == draws
+    group = counts[[0, 2, 3, 4]][:, [0, 2, 3, 4]]
+    assert group.diagonal().sum() == 0
+    assert (group[~torch.eye(4, dtype=torch.bool)] - draws / 3).abs().max() < 5 * (draws * 2 / 9) ** 0.5
 
 
 @given(st.integers(2, 40), st.integers(1, 12), st.integers(0, 12), st.integers(0, 2**31))

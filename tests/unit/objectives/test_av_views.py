@@ -106,6 +106,19 @@ def test_false_pairs_differ_in_a_label_and_are_never_of_one_clip(encoder: TwoTow
         Correspondence(0.4, 1, different="accent")(examples, encoder, generator())
 
 
+def test_false_pairs_can_agree_in_a_label(encoder: TwoTowerEncoder) -> None:
+    speakers = torch.tensor([0, 0, 1, 1, 1, 2])
+    examples = replace(numbered(), labels={"speaker": speakers})
+    for seed in range(20):
+        labels = Correspondence(0.4, 1, same="speaker")(examples, encoder, generator(seed))[0].labels
+        assert torch.equal(speakers[labels["audio"]], speakers[labels["video"]])
+        assert torch.equal(labels["audio"] == labels["video"], labels["match"] == 1)
+        # the one clip of speaker 2 has no false pair, so it has no true one
+        assert sorted(labels["audio"].tolist()) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    with pytest.raises(ConfigError, match="one of the two"):
+        Correspondence(0.4, 1, different="speaker", same="accent")
+
+
 def test_synchrony_pairs_are_true_or_shifted_within_the_segment(encoder: TwoTowerEncoder) -> None:
     for seed in range(10):
         examples = replace(numbered(), seeds=tuple(range(seed * 9, seed * 9 + 6)))

@@ -191,25 +191,39 @@ from mmssl.objectives.losses.nt_xent import NTXent
 from mmssl.objectives.losses.barlow_twins import BarlowTwins
 from mmssl.objectives.losses.vicreg import VICReg
 from mmssl.objectives.losses.soft_cross_entropy import SoftCrossEntropy
+from mmssl.objectives.joint import joint_weight
 rank, store = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2)
 torch.manual_seed(0)
-x, y, weight = torch.randn(6, 5), torch.randn(6, 5), torch.randn(5, 4)
-for build in (InfoNCE, NTXent, BarlowTwins, VICReg):
-    joint = weight.clone().requires_grad_()
-    expected = build()(x @ joint, y @ joint)
-    expected.loss.backward()
-    mine = weight.clone().requires_grad_()
-    rows = slice(3 * rank, 3 * rank + 3)
-    out = build(gather=True)(x[rows] @ mine, y[rows] @ mine)
-    out.loss.backward()
-    total = torch.stack([out.loss.detach()])
-    dist.all_reduce(total)
-    dist.all_reduce(mine.grad)
-    assert torch.allclose(total[0] / 2, expected.loss, atol=1e-5), build
-    assert torch.allclose(mine.grad / 2, joint.grad, atol=1e-5), build
-    if "negatives" in out.logs:
-        assert float(out.logs["negatives"]) == float(expected.logs["negatives"])
+x, y, weight = torch.randn(7, 5), torch.randn(7, 5), torch.randn(5, 4)
+
+def one_way(gather=False):
+    return InfoNCE(symmetric=False, gather=gather, queue_size=9)
+
+for build in (InfoNCE, one_way, NTXent, BarlowTwins, VICReg):
+    # equal shares of six rows, then unequal ones of seven: a single row has no negative in its own process
+    for first, count in ((3, 6), (1, 7), (5, 7)):
+        joint = weight.clone().requires_grad_()
+        whole = build()
+        expected = whole(x[:count] @ joint, y[:count] @ joint)
+        expected.loss.backward()
+        mine = weight.clone().requires_grad_()
+        rows = slice(0, first) if rank == 0 else slice(first, count)
+        loss = build(gather=True)
+        out = loss(x[rows] @ mine, y[rows] @ mine)
+        factor, finite = joint_weight(out.loss.detach(), out.count)
+        (out.loss * factor).backward()
+        total = out.loss.detach() * factor
+        dist.all_reduce(total)
+        dist.all_reduce(mine.grad)
+        assert torch.allclose(total / 2, expected.loss, atol=1e-5), (build, first)
+        assert torch.allclose(mine.grad / 2, joint.grad, atol=1e-5), (build, first)
+        if "negatives" in out.logs:
+            assert float(out.logs["negatives"]) == float(expected.logs["negatives"])
+        if build is one_way:
+            whole.after_step(), loss.after_step()
+            assert torch.allclose(loss.queue, whole.queue, atol=1e-6)
+rows = slice(0, 2) if rank == 0 else slice(2, 7)
 dino = SoftCrossEntropy(5)
 dino(x[rows].requires_grad_(), y[rows])
 dino.after_step()
@@ -225,7 +239,7 @@ def test_two_ranks_give_the_gradients_of_one_with_the_joint_batch(tmp_path: Path
         subprocess.Popen([*command, str(r), str(tmp_path / "store")], stderr=subprocess.PIPE, text=True)
         for r in range(2)
     ]
-    errors = [process.communicate(timeout=120)[1] for process in ranks]
+    errors = [process.communicate(timeout=300)[1] for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], "\n".join(errors)
 
 

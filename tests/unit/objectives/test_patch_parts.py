@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy
 import pytest
 import torch
 from hypothesis import given, settings
@@ -194,6 +195,9 @@ def test_tubelets_are_normalized_in_each_channel_and_differences_are_of_normaliz
     flat = plain.flatten(2, 3)
     assert torch.allclose(flat.mean(2), torch.zeros(2, 5, 3), atol=1e-5)
     assert torch.allclose(flat.std(2), torch.ones(2, 5, 3), atol=1e-3)
+    rows = values.double().unflatten(-1, (-1, 3)).numpy()
+    expected = (rows - rows.mean(2, keepdims=True)) / (rows.std(2, ddof=1, keepdims=True) + 1e-6)
+    assert numpy.allclose(flat.numpy(), expected, atol=1e-5)
     difference = NormalizedTubelets(3, frame_difference=True)(step_of(values), 0).unflatten(-1, (2, 9, 3))
     assert torch.equal(difference[:, :, 0], plain[:, :, 0])
     assert torch.equal(difference[:, :, 1], plain[:, :, 1] - plain[:, :, 0])
@@ -215,6 +219,41 @@ def test_window_attention_of_padded_clips_is_that_of_each_alone(shift: int) -> N
     for clip, rows in enumerate(lengths):
         alone = attention(x[clip : clip + 1, : rows * 8])
         assert torch.allclose(together[clip, : rows * 8], alone[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["global", "local", "hierarchical", "no levels", "class"])
+@pytest.mark.parametrize("equal", [True, False])
+def test_a_decoder_gives_chosen_places_what_it_gives_all(kind: str, equal: bool) -> None:
+    torch.manual_seed(0)
+    hidden = torch.rand(3, 8 * 4) < 0.7
+    lengths = torch.tensor([32, 32, 32] if equal else [32, 20, 12])
+    hidden &= torch.arange(32) < lengths[:, None]
+    if equal:
+        hidden = hidden[:1].repeat(3, 1).scatter(1, torch.tensor([[0, 1], [0, 1], [0, 1]]), False)
+    visible = (torch.arange(32) < lengths[:, None]) & ~hidden
+    left = visible.sum(1)
+    positions = (~visible).to(torch.int8).argsort(dim=1, stable=True)[:, : int(left.max())]
+    states = Padded(torch.randn(3, int(left.max()), 24), left)
+    taps = {"patches": Padded(torch.randn(3, 32, 16), lengths), "layer.1": states, "layer.2": states}
+    if kind == "class":
+        taps["class"] = Padded(torch.randn(3, 1, 24), torch.ones(3, dtype=torch.int64))
+    encoded = Encoded(states, Layers((states.data,), (left,)), hidden, positions, taps)
+    if kind in ("hierarchical", "no levels"):
+        decoder: PatchDecoder = HierarchicalDecoder(24, 4, 16, (1, 2) if kind == "hierarchical" else (), 16, 3, 2)
+    else:
+        decoder = PatchDecoder(24, 4, 16, 16, 2, 2, attention="local" if kind == "local" else "global")
+    for part in decoder.parameters():
+        torch.nn.init.normal_(part, std=0.3)
+    whole = decoder(encoded)
+    assert whole.shape == (3, 32, 16)
+    torch.testing.assert_close(decoder(encoded, hidden), whole[hidden], rtol=0, atol=1e-5)
+    grads = []
+    for rows in (whole[hidden], decoder(encoded, hidden)):
+        decoder.zero_grad()
+        rows.square().sum().backward()
+        grads.append([part.grad.clone() for part in decoder.parameters() if part.grad is not None])
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
 
 
 def test_decoders_refuse_what_does_not_fit() -> None:

@@ -68,6 +68,7 @@ def train(
     objective, gradients = build(method), Gradients()
     settings = {"learning_rate": 1e-3, "decay": "constant", "max_steps": 3, "eps": 1e-3, "grad_clip": 0.5}
     settings |= {"log_every": 1, "accumulate": 2, "batch_size": 6, "seed": 5, "callbacks": [gradients]}
+    settings |= {"on_error": "skip"}
     result = pretrain(objective, clips, folder, **{**settings, **changes})
     return result, gradients.steps, {name: full(value) for name, value in objective.state_dict().items()}
 

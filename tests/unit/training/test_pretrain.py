@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,27 @@ def test_a_run_with_another_seed_or_accumulation_is_not_resumed(clips: list[Clip
         run(build("data2vec"), clips, tmp_path, max_steps=2, warmup_steps=0, accumulate=1)
     done = run(build("data2vec"), clips, tmp_path, max_steps=1, warmup_steps=0)
     assert done.resumed_from == 1  # nothing left to do
+
+
+@pytest.mark.parametrize("group_size", [2, 3, 5])
+def test_batches_of_groups(clips: list[Clip], group_size: int) -> None:
+    """Every clip comes once; whoever has another clip of the same speaker in the corpus has one in the batch."""
+    speakers = [f"s{number % 3}" for number in range(len(clips))]
+    grouped = [replace(clip, speaker=name) for clip, name in zip(clips, speakers, strict=True)]
+    reader = AudioReader(16000, 0.4, 2000, 40)
+    batches = PretrainBatches(grouped, reader, batch_size=6, seed=1, group_by="speaker", group_size=group_size)
+    orders = [batches.plan(epoch) for epoch in range(3)]
+    assert orders[0] != orders[1]
+    for plan in orders:
+        assert sorted(k for batch in plan for k in batch) == list(range(len(batches.clips)))
+        for batch in plan:
+            counts = Counter(batches.clips[k].speaker for k in batch)
+            assert len(batch) <= 6
+            assert min(counts.values()) >= 2
+    again = PretrainBatches(grouped, reader, batch_size=6, seed=1, group_by="speaker", group_size=group_size)
+    assert again.plan(2) == orders[2]
+    with pytest.raises(ConfigError, match="group_size"):
+        PretrainBatches(grouped, reader, batch_size=6, group_by="speaker", group_size=1)
 
 
 def test_an_epoch_holds_every_clip_once_in_batches_of_bounded_duration(clips: list[Clip]) -> None:

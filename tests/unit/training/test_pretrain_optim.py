@@ -6,25 +6,15 @@ import math
 from typing import Any
 
 import pytest
-import torch
-from torch import nn
 
 from mmssl.errors import ConfigError
+from mmssl.objectives.methods.byol_a import byol_a
 from mmssl.objectives.methods.data2vec import data2vec
 from mmssl.objectives.methods.mae import mae
 from mmssl.objectives.objective import Objective
-from mmssl.training.pretrain_optim import (
-    Optimization,
-    block_depths,
-    depth_of,
-    learning_rate_factor,
-    parameter_groups,
-)
-from mmssl.upstreams.audio_mae import AudioMAE
-from mmssl.upstreams.cav_mae import CAVMAE
-from mmssl.upstreams.hicmae import HiCMAE
+from mmssl.training.pretrain_optim import Optimization, learning_rate_factor, parameter_groups
+from mmssl.upstreams.byol_a import ByolA
 from mmssl.upstreams.speech_transformer import SpeechTransformer
-from mmssl.upstreams.video_mae import VideoMAE
 from mmssl.upstreams.vit_mae import MAE
 
 SMALL = {"hidden_size": 16, "num_heads": 2, "feed_forward_size": 32}
@@ -117,35 +107,9 @@ def test_the_rate_falls_from_block_to_block() -> None:
     assert found[up + "encoder.blocks.0.norm1.weight"][0] == pytest.approx(base * 0.75**2)
 
 
-def test_depths_of_the_families() -> None:
-    with torch.device("meta"):
-        for model in (AudioMAE(num_layers=3, **SMALL), VideoMAE(num_layers=3, image_size=32, **SMALL)):
-            assert list(block_depths(model).values()) == [1, 2, 3]
-            assert depth_of(model)[0]("encoder.norm.bias") == 4
-        pre_norm = SpeechTransformer("hubert_large", num_layers=2)
-        depth, last = depth_of(pre_norm)
-        assert (last, depth("encoder.layer_norm.weight"), depth("feature_norm.weight")) == (2, 3, 0)
-        many = SpeechTransformer("hubert_base", num_layers=12)
-        assert depth_of(many)[0]("encoder.blocks.1.attention.qkv.bias") == 2
-        assert depth_of(many)[0]("encoder.blocks.11.attention.qkv.bias") == 12
-        av = HiCMAE(num_layers=2, num_fusion_layers=1, image_size=32, **SMALL)
-        depth, last = depth_of(av)
-        assert last == 3
-        expected = {
-            "audio.patch_embed.proj.weight": 0,
-            "audio.blocks.0.norm1.weight": 1,
-            "video.blocks.1.norm1.weight": 2,
-            "video.norm.weight": 2,
-            "fusion.blocks.0.norm1.weight": 3,
-            "fusion.blocks_audio.0.norm1.weight": 3,
-            "fusion.norm.weight": 4,
-            "fusion.norm_audio.weight": 4,
-        }
-        assert {name: depth(name) for name in expected} == expected
-        cav = CAVMAE(num_layers=2, num_shared_layers=1, image_size=32, **SMALL)
-        depth, last = depth_of(cav)
-        expected = {"modality_a": 0, "audio.blocks.1.norm1.weight": 2, "shared.0.norm1.weight": 3, "norm.weight": 4}
-        assert (last, {name: depth(name) for name in expected}) == (3, expected)
-    # no stack that is known: all of it one step below the heads
-    depth, last = depth_of(nn.Linear(2, 2))
-    assert (last, depth("weight")) == (0, 0)
+def test_an_encoder_without_blocks_is_one_step_below_the_heads() -> None:
+    found = rates(byol_a(ByolA(hidden_size=16, num_mel_bins=16), frames=16, hidden_size=16, size=8), 0.5)
+    inside = [name.startswith("encoder.upstream.") for name in found]
+    assert set(inside) == {True, False}
+    assert {rate for (rate, _), own in zip(found.values(), inside, strict=True) if own} == {1e-3}
+    assert {rate for (rate, _), own in zip(found.values(), inside, strict=True) if not own} == {2e-3}

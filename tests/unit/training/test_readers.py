@@ -115,6 +115,24 @@ def test_sound_and_video_are_of_the_same_time(corpus: list[Clip]) -> None:
     assert torch.equal(later.video, whole.video[8:18])
 
 
+@pytest.mark.parametrize("kind", ["audio", "audio_video"])
+def test_a_batch_says_where_in_its_clips_the_sound_begins(kind: str, corpus: list[Clip]) -> None:
+    build, size = READERS[kind]
+    batches = PretrainBatches(corpus, build(), seed=1, **size)
+    starts = set()
+    for number in range(len(batches.plan(0))):
+        examples = batches[number].examples
+        sound = examples.inputs.waveforms
+        assert sound is not None
+        for row, name, start in zip(sound.unpad(), examples.ids, examples.starts, strict=True):
+            whole = soundfile.read(str(corpus[int(name[1:])].audio), dtype="float32")[0]
+            # the sound of the video file has 16 bits
+            torch.testing.assert_close(row, torch.from_numpy(whole[start : start + len(row)]), rtol=0, atol=1e-4)
+            assert start % (RATE // FPS if kind == "audio_video" else 320) == 0
+            starts.add(start)
+    assert len(starts) > 2
+
+
 def test_the_shares_of_all_ranks_are_the_batch(corpus: list[Clip]) -> None:
     build, size = READERS["image"]
     whole = PretrainBatches(corpus, build(), **size, labels=["speaker"])

@@ -118,6 +118,8 @@ def test_foreign_and_damaged_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="has schema 99"):
         load_speaker_model(edited(fresh(), schema=99))
     with pytest.raises(CheckpointError, match="wrong or missing are centre"):
+        load_speaker_model(edited(fresh(), centre=1.5))
+    with pytest.raises(CheckpointError, match="cannot be built: centre must be true, false or 'level'"):
         load_speaker_model(edited(fresh(), centre="yes"))
     with pytest.raises(CheckpointError, match=r"upstream 'evil.module.Code'.*trust=True"):
         load_speaker_model(edited(fresh(), upstream="evil.module.Code"))

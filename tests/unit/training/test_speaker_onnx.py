@@ -96,6 +96,10 @@ def test_every_encoder_on_log_mel(encoder: str, tmp_path: Path) -> None:
     check(build(encoder), tmp_path / "m.onnx")
 
 
+def test_a_model_that_takes_the_level_alone_away(tmp_path: Path) -> None:
+    check(build(centre="level"), tmp_path / "m.onnx")
+
+
 @pytest.mark.slow
 def test_rawnet3(tmp_path: Path) -> None:
     graph = check(build("rawnet3", None), tmp_path / "m.onnx")

@@ -26,6 +26,7 @@ from mmssl.training.speaker import (
     SpeakerStage,
     SpeakerTraining,
     describe,
+    development_trials,
     large_margin_stage,
     num_classes,
     train_speaker,
@@ -282,8 +283,26 @@ def test_half_precision_trains_and_evaluates_in_full(parts: tuple[list[Clip], li
 
 def test_test_trials_cannot_be_given() -> None:
     names = inspect.signature(train_speaker).parameters
-    assert not [name for name in names if "trial" in name and name != "trials_per_speaker"]
+    assert not [name for name in names if "trial" in name and name not in ("trials_per_speaker", "trials_within")]
     assert not [name for name in names if "test" in name]
+
+
+def test_development_trials_stay_within_a_corpus() -> None:
+    clips = [
+        Clip(f"{speaker}-{k}", speaker=speaker, labels={"corpus": speaker[0]})
+        for speaker in ("a1", "a2", "b1", "b2", "c1")
+        for k in range(3)
+    ]
+    across, within = development_trials(clips, 3), development_trials(clips, 3, "corpus")
+    assert any(e[0] != t[0] for e, t in zip(across.enrol, across.test, strict=True))
+    assert all(e[0] == t[0] for e, t in zip(within.enrol, within.test, strict=True))
+    # of one speaker alone no trials can be made
+    assert {e[0] for e in within.enrol} == {"a", "b"}
+    assert (len(within), sum(within.is_target)) == (24, 12)
+    with pytest.raises(DataError, match="'a1-0' has no label 'room'"):
+        development_trials(clips, 3, "room")
+    with pytest.raises(DataError, match="two speakers"):
+        development_trials(clips[-3:], 3, "corpus")
 
 
 def test_mistakes_are_named_before_anything_is_trained(parts: tuple[list[Clip], list[Clip]], tmp_path: Path) -> None:

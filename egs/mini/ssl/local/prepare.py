@@ -29,16 +29,16 @@ def prepare(
     if kind == "images":
         clips = make_mini_images(folder / "mini_images", seed=seed, images_per_class=images_per_class)
         return [replace(clip, split=part(clip, number)) for number, clip in enumerate(clips)]
+    # a folder of its own for those with faces, who are more speakers: neither takes the other's place
     clips = make_mini(
-        folder / "mini",
+        folder / ("mini_video" if kind == "video" else "mini"),
         seed=seed,
         num_speakers=num_speakers,
         num_sentences=num_sentences,
         sentences_per_speaker=sentences_per_speaker,
         video=kind == "video",
     )
-    # without a face where none is asked for, so that one folder serves both kinds
-    return clips if kind == "video" else [replace(clip, video=None) for clip in clips]
+    return clips
 
 
 def part(clip: Clip, number: int) -> str | None:

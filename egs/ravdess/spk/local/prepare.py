@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmssl.stages.corpus import corpus_files
-from mmssl.stages.spk_corpus import pooled, speaker_files, with_splits
+from mmssl.stages.spk_corpus import one_corpus
 from mmssl.types import Clip
 
 PATTERNS = ("Actor_*/03-01-*.wav", "*/Actor_*/03-01-*.wav", "03-01-*.wav")
@@ -29,8 +28,5 @@ def prepare(
         test_speakers, dev_speakers: actors such as "07", or how many.
         sources: other corpora to train on as well, see `mmssl.stages.spk_corpus.pooled`; their paths are absolute.
     """
-    files = corpus_files(root, "RAVDESS", PATTERNS, LAYOUT)
-    assert root is not None  # corpus_files refuses None
-    pattern = next(p for p in PATTERNS if files[0] in root.glob(p))
-    clips = with_splits(speaker_files(root, files=pattern, speaker=r"-(\d\d)\.wav$"), test_speakers, dev_speakers)
-    return clips + pooled(sources or {}, None, folder.parent)
+    corpus = ("RAVDESS", PATTERNS, LAYOUT)
+    return one_corpus(root, folder, corpus, r"-(\d\d)\.wav$", test_speakers, dev_speakers, sources)

@@ -153,6 +153,37 @@ def test_correspondence_equals_the_papers_network_pair_by_pair(tmp_path: Path) -
         assert output.count == 12
 
 
+def test_correspondence_by_distance_equals_its_formula_pair_by_pair(tmp_path: Path) -> None:
+    """AVE-Net: two layers on either side, unit vectors, their distance, one layer to two classes."""
+    objective = build("correspondence", tmp_path, join="distance").eval()
+    weights = {
+        name: value.double().numpy() for name, value in objective.encoder.get_submodule("joint").named_parameters()
+    }
+    with torch.no_grad():
+        output = objective(batch("correspondence"), 0, generator(9))
+        (view,) = objective.views(batch("correspondence"), objective.encoder, generator(9))
+        assert view.inputs.waveforms is not None
+        assert view.inputs.video is not None
+        found = objective.encoder.upstream(view.inputs.waveforms.data, video=view.inputs.video.data)
+    units = {}
+    for side in ("audio", "video"):
+        pooled = found[side][-1].data.amax(1).double().numpy()
+        hidden = np.maximum(pooled @ weights[f"{side}.0.weight"].T + weights[f"{side}.0.bias"], 0)
+        vectors = hidden @ weights[f"{side}.2.weight"].T + weights[f"{side}.2.bias"]
+        units[side] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    head = objective.terms[0].head
+    assert isinstance(head, torch.nn.Linear)
+    assert head.weight.shape == (2, 1)
+    losses = []
+    for a, v, match in zip(*(view.labels[name].tolist() for name in ("audio", "video", "match")), strict=True):
+        distance = np.linalg.norm(units["audio"][a] - units["video"][v])
+        logits = head.weight.detach().double().numpy()[:, 0] * distance + head.bias.detach().double().numpy()
+        losses.append(np.log(np.exp(logits).sum()) - logits[match])
+    assert float(output.loss) == pytest.approx(np.mean(losses), abs=1e-5)
+    with pytest.raises(ConfigError, match="concat, distance, timed_distance"):
+        build("correspondence", tmp_path, join="sum")
+
+
 def test_cross_modal_equals_a_symmetric_softmax_of_cosines(tmp_path: Path) -> None:
     objective = build("cross_modal", tmp_path, temperature=0.2).eval()
     with torch.no_grad():
