@@ -140,7 +140,8 @@ class Term(nn.Module):
 
     def _by_rows(self, target: Tensor | None) -> TypeGuard[Tensor]:
         """Whether the loss is a mean over rows of values, which may come without their places."""
-        return target is not None and target.is_floating_point() and not self.loss.compares_rows
+        apart = not self.loss.compares_rows and not self.loss.draws_for_clips
+        return apart and target is not None and target.is_floating_point()
 
     def _frames(self, step: Step, view: int, encoded: Encoded) -> Tensor:
         if self.source is None:

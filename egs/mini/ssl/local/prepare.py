@@ -30,7 +30,7 @@ def prepare(
         clips = make_mini_images(folder / "mini_images", seed=seed, images_per_class=images_per_class)
         return [replace(clip, split=part(clip, number)) for number, clip in enumerate(clips)]
     # a folder of its own for those with faces, who are more speakers: neither takes the other's place
-    clips = make_mini(
+    return make_mini(
         folder / ("mini_video" if kind == "video" else "mini"),
         seed=seed,
         num_speakers=num_speakers,
@@ -38,7 +38,6 @@ def prepare(
         sentences_per_speaker=sentences_per_speaker,
         video=kind == "video",
     )
-    return clips
 
 
 def part(clip: Clip, number: int) -> str | None:
