@@ -21,6 +21,7 @@ from mmssl.downstream.scoring import cosine_scores
 from mmssl.downstream.speaker_model import SpeakerModel
 from mmssl.errors import CheckpointError, InputError, MmsslError
 from mmssl.media.audio import load_audio
+from mmssl.media.silence import speech_extent
 from mmssl.training.speaker_calibration import CALIBRATION, Calibration, read_calibration
 from mmssl.training.speaker_files import DESCRIPTION, is_speaker_model, load_speaker_model
 from mmssl.types import Clip, Padded
@@ -160,6 +161,9 @@ class Speaker(Embedder):
         return embeddings if embeddings.dim() == 1 else torch.nn.functional.normalize(embeddings.double()).mean(0)
 
     def _embed(self, waveform: Tensor) -> Tensor:
+        if self.model.trim_silence is not None:
+            ends = speech_extent(waveform.numpy(force=True), self.sample_rate, self.model.trim_silence)
+            waveform = waveform[slice(*(round(end * self.sample_rate) for end in ends))]
         device = next(self.model.parameters()).device
         return self.model.embed(Padded(waveform[None], torch.tensor([len(waveform)])).to(device))[0]
 

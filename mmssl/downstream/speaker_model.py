@@ -38,6 +38,9 @@ class SpeakerModel(nn.Module):
             where clips are short, and microphones.
         train_upstream: let gradients into the upstream; else it stays in eval mode, whatever the mode of the rest.
         stream: of the upstream.
+        trim_silence: the model is for clips whose ends are cut off where they are by so many dB below the loud parts,
+            see `mmssl.media.silence.speech_extent`; None for whole clips. `mmssl.load_speaker` does it, this class
+            takes waveforms as they are.
         description: what `mmssl.training.speaker_files` needs to build the model again; None for a model that is not
             saved.
 
@@ -54,6 +57,7 @@ class SpeakerModel(nn.Module):
         centre: bool | str = True,
         train_upstream: bool = False,
         stream: str = "audio",
+        trim_silence: float | None = None,
         description: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -65,6 +69,8 @@ class SpeakerModel(nn.Module):
             raise ConfigError(f"{type(encoder).__name__} takes {takes} upstream and interface.")
         if centre not in (True, False, LEVEL):
             raise ConfigError(f"centre must be true, false or {LEVEL!r}, got {centre!r}.")
+        if trim_silence is not None and not trim_silence > 0:
+            raise ConfigError(f"trim_silence must be above 0 dB, or None for whole clips, got {trim_silence}.")
         if upstream is None and train_upstream:
             raise ConfigError("train_upstream is for models with an upstream; this encoder takes waveforms.")
         if upstream is not None and ("waveforms" not in upstream.spec.inputs or stream not in upstream.spec.streams):
@@ -74,6 +80,7 @@ class SpeakerModel(nn.Module):
             )
         self.upstream, self.interface, self.encoder = upstream, interface, encoder
         self.centre, self.train_upstream, self.stream = centre, train_upstream, stream
+        self.trim_silence = trim_silence
         self.description = None if description is None else dict(description)
         if upstream is not None:
             upstream.requires_grad_(train_upstream)

@@ -184,8 +184,10 @@ class Term(nn.Module):
         if target is None:
             return {}
         rows = select_rows(frames.detach(), seen)
-        logs = {"representation_rank": effective_rank(rows), "representation_spread": spread(rows)}
-        logs["representation_size"] = size(rows)
+        logs = {"representation_spread": spread(rows), "representation_size": size(rows)}
+        # one value, such as a distance, has one dimension to use
+        if rows.shape[-1] > 1:
+            logs["representation_rank"] = effective_rank(rows)
         if target.is_floating_point():
             rows = select_rows(target.detach(), where)
             predicted = select_rows(prediction.detach(), where)

@@ -60,8 +60,9 @@ def build_model(context: Context) -> SpeakerModel:
         raise ConfigError(f"encoder.name: there is no {name!r}.{did_you_mean(name, ENCODERS)} {', '.join(ENCODERS)}.")
     speaker = config["speaker"]
     common: dict[str, Any] = {"encoder": name, "encoder_kwargs": encoder, "seed": speaker["seed"]}
+    common |= {"centre": speaker["centre"], "trim_silence": speaker["trim_silence"]}
     if takes_waveforms(name):
-        return build_speaker_model(upstream=None, **common, centre=speaker["centre"])
+        return build_speaker_model(upstream=None, **common)
     system, stream = context.systems[0], config["features"]["stream"]
     target = registered(UPSTREAMS, system.target)
     interface: dict[str, Any] = {}
@@ -75,7 +76,6 @@ def build_model(context: Context) -> SpeakerModel:
         **interface,
         upstream_kwargs=dict(system.kwargs),
         stream=stream,
-        centre=speaker["centre"],
         train_upstream=speaker["train_upstream"],
     )
 

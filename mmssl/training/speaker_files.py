@@ -48,6 +48,7 @@ _FIELDS = {
     "stream": (str,),
     "centre": (bool, str),
     "train_upstream": (bool,),
+    "trim_silence": (int, float, type(None)),
     "seed": (int,),
 }
 
@@ -63,6 +64,7 @@ def build_speaker_model(
     stream: str = "audio",
     centre: bool | str = True,
     train_upstream: bool = False,
+    trim_silence: float | None = None,
     seed: int = 0,
 ) -> SpeakerModel:
     """Build a speaker model from names; the global generators stay as they were.
@@ -73,7 +75,7 @@ def build_speaker_model(
         interface: as `build_interface` takes it; None for "last_layer" where the stream has one layer and
             "weighted_sum" where it has several.
         upstream_kwargs, encoder_kwargs, interface_kwargs: arguments of the parts, such as {"depth": 152} of "resnet".
-        stream, centre, train_upstream: see `SpeakerModel`.
+        stream, centre, train_upstream, trim_silence: see `SpeakerModel`.
         seed: of all weights that are drawn.
 
     Raises:
@@ -101,6 +103,7 @@ def build_speaker_model(
         "stream": stream,
         "centre": centre,
         "train_upstream": train_upstream,
+        "trim_silence": trim_silence,
         "seed": seed,
     }
     return _assemble(built, description)
@@ -125,6 +128,7 @@ def _assemble(upstream: Upstream | None, description: Mapping[str, Any]) -> Spea
         encoder,
         centre=description["centre"],
         train_upstream=description["train_upstream"],
+        trim_silence=description["trim_silence"],
         stream=stream,
         description=description,
     )
@@ -265,6 +269,8 @@ def _read_description(path: Path) -> dict[str, Any]:
             f"{path} has schema {fields.get('schema')!r}, this version of mmssl reads {SCHEMA}: use the version that "
             "wrote it, or train again."
         )
+    # folders written before there was such a setting
+    fields.setdefault("trim_silence", None)
     wrong = [name for name, kinds in _FIELDS.items() if name not in fields or not isinstance(fields[name], kinds)]
     if wrong or fields.get("layout") not in ("native", "transformers") or not isinstance(fields.get("sha256"), str):
         raise CheckpointError(f"{path} is damaged: wrong or missing are {', '.join(wrong) or 'layout or sha256'}.")

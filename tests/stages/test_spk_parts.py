@@ -11,6 +11,7 @@ import soundfile
 
 from mmssl.data.trials import Trials
 from mmssl.errors import ConfigError, DataError, InputError, MediaError
+from mmssl.media.silence import speech_extent
 from mmssl.metrics.speaker_bootstrap import speaker_bootstrap
 from mmssl.metrics.verification import eer
 from mmssl.stages.spk_corpus import pooled, speaker_files, with_splits
@@ -18,7 +19,7 @@ from mmssl.stages.spk_embed import Embedded, batches, read_embedded, write_embed
 from mmssl.stages.spk_margin import eer_margin
 from mmssl.stages.spk_prepare import check_disjoint, check_list, make_lists
 from mmssl.stages.spk_score import QualityRange, Scorer, Side, det_curve
-from mmssl.stages.spk_silence import speech_extent, trimmed
+from mmssl.stages.spk_silence import trimmed
 from mmssl.types import Clip
 
 RNG = np.random.default_rng(0)

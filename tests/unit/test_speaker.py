@@ -10,7 +10,7 @@ import soundfile
 import torch
 
 import mmssl
-from mmssl.errors import CheckpointError, InputError, MediaError
+from mmssl.errors import CheckpointError, ConfigError, InputError, MediaError
 from mmssl.lengths import pad
 from mmssl.speaker import LayerMean, Speaker, load_embedder, load_speaker
 from mmssl.training.speaker_calibration import Calibration, weights_sha256, write_calibration
@@ -19,13 +19,14 @@ from mmssl.types import Clip, Padded
 from mmssl.upstreams.base import load_upstream
 
 
+ARGUMENTS: dict[str, Any] = {
+    "upstream_kwargs": {"num_mel_bins": 20},
+    "encoder_kwargs": {"channels": 16, "wide_size": 24, "embedding_size": 6},
+}
+
+
 def tiny() -> Any:
-    return build_speaker_model(
-        "fbank",
-        "xvector",
-        upstream_kwargs={"num_mel_bins": 20},
-        encoder_kwargs={"channels": 16, "wide_size": 24, "embedding_size": 6},
-    )
+    return build_speaker_model("fbank", "xvector", **ARGUMENTS)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,22 @@ def test_embeddings_are_those_of_the_model_whatever_a_clip_comes_as(folder: Path
         torch.testing.assert_close(speaker.embed(given), expected[1], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(speaker.embed([one, path]), expected, rtol=1e-4, atol=1e-5)
     assert (speaker.output_size, speaker.sample_rate) == (6, 16000)
+
+
+def test_a_model_of_clips_without_silence_cuts_it_off(tmp_path: Path) -> None:
+    plain = tiny()
+    save_speaker_model(tmp_path / "model", build_speaker_model("fbank", "xvector", **ARGUMENTS, trim_silence=30.0))
+    speaker = mmssl.load_speaker(tmp_path / "model")
+    assert speaker.model.trim_silence == 30.0
+    silence = torch.zeros(8000)
+    clip = torch.cat([silence, wave(0), silence])
+    # 50 ms stay on both sides, and a frame of 10 ms that its loud neighbour is averaged into
+    kept = clip[8000 - 960 : 16000 + 960]
+    expected = plain.embed(Padded(kept[None], torch.tensor([len(kept)])))[0]
+    torch.testing.assert_close(speaker.embed(clip), expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(Speaker(plain).embed(clip), expected, atol=1e-2)
+    with pytest.raises(ConfigError, match="above 0 dB"):
+        build_speaker_model("fbank", "xvector", **ARGUMENTS, trim_silence=0)
 
 
 def test_a_score_is_the_cosine_and_several_clips_count_as_their_mean(folder: Path) -> None:
