@@ -18,7 +18,6 @@ from mmssl.training.speaker_files import WEIGHTS, build_speaker_model, save_spea
 from mmssl.types import Clip, Padded
 from mmssl.upstreams.base import load_upstream
 
-
 ARGUMENTS: dict[str, Any] = {
     "upstream_kwargs": {"num_mel_bins": 20},
     "encoder_kwargs": {"channels": 16, "wide_size": 24, "embedding_size": 6},
