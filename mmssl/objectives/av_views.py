@@ -256,7 +256,7 @@ def controlled(inputs: Inputs, groups: list[Hashable], control: str, generator: 
 
 
 def groups_of(examples: Examples, label: str | None) -> list[Hashable]:
-    """What must differ in a false pair: the value of a label, else the clip.
+    """What false pairs go by: the value of a label, else the clip.
 
     Raises:
         InputError: the examples do not have that label.
@@ -265,8 +265,8 @@ def groups_of(examples: Examples, label: str | None) -> list[Hashable]:
         return list(examples.ids) or list(range(batch_size(examples.inputs)))
     if label not in examples.labels:
         raise InputError(
-            f"False pairs are to differ in {label!r}, which these examples do not have "
-            f"(they have {', '.join(examples.labels) or 'no labels'})."
+            f"False pairs go by {label!r}, which these examples do not have "
+            f"(they have {', '.join(examples.labels) or 'no labels'}): name it in pretrain.labels."
         )
     return examples.labels[label].tolist()
 

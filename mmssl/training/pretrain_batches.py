@@ -66,7 +66,7 @@ class PretrainBatches(Dataset[PretrainBatch]):
         label_values: field -> its sorted values.
 
     Raises:
-        ConfigError: a batch without a size, or one that cannot hold its longest clip.
+        ConfigError: a batch without a size, or one that cannot hold its longest clip; a label that no clip has.
         DataError: a clip lacks what is read, or none is long enough.
         MediaError: a file that cannot be read.
     """
@@ -87,8 +87,11 @@ class PretrainBatches(Dataset[PretrainBatch]):
         group_by: str | None = None,
         group_size: int = 8,
     ) -> None:
-        if group_size < 2:
-            raise ConfigError(f"group_size must be at least 2, got {group_size}: a group of one clip has no other.")
+        if group_size < 2 or (group_by is not None and batch_size == 1):
+            raise ConfigError(
+                f"group_size and batch_size must be at least 2, got {group_size} and {batch_size}: a group of one clip "
+                "has no other."
+            )
         if on_error not in ON_ERROR:
             raise ConfigError(f"on_error must be one of {', '.join(ON_ERROR)}, got {on_error!r}.")
         self.reader, self.seed, self.cache_bytes, self.on_error = reader, seed, cache_bytes, on_error
@@ -103,6 +106,10 @@ class PretrainBatches(Dataset[PretrainBatch]):
         if not self.clips:
             first = next(iter(self.skipped.values()), "the list is empty")
             raise DataError(f"None of the {len(clips)} clips can be used; the first: {first}")
+        for name in (*labels, *([group_by] if group_by is not None else [])):
+            if all(clip.group(name) is None for clip in self.clips):
+                known = sorted({"speaker", "split"} | {label for clip in self.clips for label in clip.labels})
+                raise ConfigError(f"No clip has {name!r}, by which pairs or batches go; they have: {', '.join(known)}.")
         self.label_values = {
             name: sorted({v for clip in self.clips if (v := clip.group(name)) is not None}) for name in labels
         }

@@ -145,6 +145,10 @@ def test_batches_of_groups(clips: list[Clip], group_size: int) -> None:
     assert again.plan(2) == orders[2]
     with pytest.raises(ConfigError, match="group_size"):
         PretrainBatches(grouped, reader, batch_size=6, group_by="speaker", group_size=1)
+    with pytest.raises(ConfigError, match=r"No clip has 'speeker'.*speaker"):
+        PretrainBatches(grouped, reader, batch_size=6, group_by="speeker")
+    with pytest.raises(ConfigError, match="No clip has 'accent'"):
+        PretrainBatches(grouped, reader, batch_size=6, labels=["accent"])
 
 
 def test_an_epoch_holds_every_clip_once_in_batches_of_bounded_duration(clips: list[Clip]) -> None:
