@@ -157,7 +157,8 @@ def test_correspondence_by_distance_equals_its_formula_pair_by_pair(tmp_path: Pa
     """AVE-Net: two layers on either side, unit vectors, their distance, one layer to two classes."""
     objective = build("correspondence", tmp_path, join="distance").eval()
     weights = {
-        name: value.double().numpy() for name, value in objective.encoder.get_submodule("joint").named_parameters()
+        name: value.detach().double().numpy()
+        for name, value in objective.encoder.get_submodule("joint").named_parameters()
     }
     with torch.no_grad():
         output = objective(batch("correspondence"), 0, generator(9))
