@@ -145,6 +145,9 @@ class Correspondence(AlignedCrops):
         """The view; see `Views.forward`."""
         inputs = self.cropped(examples, encoder, generator)
         groups = groups_of(examples, self.same or self.different)
+        if self.same is not None:
+            # of clips without the label nobody knows that they agree: each stands alone, in no pair
+            groups = [(clip,) if group == -1 else group for clip, group in enumerate(groups)]
         audio, video, match = true_and_false(groups, generator, within=self.same is not None)
         labels = {"audio": audio, "video": video, "match": match}
         return [View(inputs, ids=examples.ids, labels=on_device(labels, inputs))]

@@ -108,8 +108,11 @@ class PretrainBatches(Dataset[PretrainBatch]):
             raise DataError(f"None of the {len(clips)} clips can be used; the first: {first}")
         for name in (*labels, *([group_by] if group_by is not None else [])):
             if all(clip.group(name) is None for clip in self.clips):
-                known = sorted({"speaker", "split"} | {label for clip in self.clips for label in clip.labels})
-                raise ConfigError(f"No clip has {name!r}, by which pairs or batches go; they have: {', '.join(known)}.")
+                fields = {"speaker", "split"} | {label for clip in self.clips for label in clip.labels}
+                known = sorted(f for f in fields if any(clip.group(f) is not None for clip in self.clips))
+                raise ConfigError(
+                    f"No clip has {name!r}, by which pairs or batches go; they have: {', '.join(known) or 'none'}."
+                )
         self.label_values = {
             name: sorted({v for clip in self.clips if (v := clip.group(name)) is not None}) for name in labels
         }

@@ -115,6 +115,9 @@ def test_false_pairs_can_agree_in_a_label(encoder: TwoTowerEncoder) -> None:
         assert torch.equal(labels["audio"] == labels["video"], labels["match"] == 1)
         # the one clip of speaker 2 has no false pair, so it has no true one
         assert sorted(labels["audio"].tolist()) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    unknown = replace(examples, labels={"speaker": torch.tensor([0, 0, -1, -1, -1, 1])})
+    labels = Correspondence(0.4, 1, same="speaker")(unknown, encoder, generator())[0].labels
+    assert sorted(labels["audio"].tolist()) == [0, 0, 1, 1]
     with pytest.raises(ConfigError, match="one of the two"):
         Correspondence(0.4, 1, different="speaker", same="accent")
 
