@@ -321,6 +321,28 @@ OBJECTIVES = Registry(
     },
 )
 
+AUGMENTATIONS = Registry(
+    "augmentation",
+    "mmssl.augmentations",
+    {
+        "chain": "mmssl.augment.base.Chain",
+        "with": "mmssl.augment.base.With",
+        "one_of": "mmssl.augment.base.OneOf",
+        "gain": "mmssl.augment.level.Gain",
+        "polarity": "mmssl.augment.level.Polarity",
+        "limit_peak": "mmssl.augment.level.LimitPeak",
+        "band_limit": "mmssl.augment.level.BandLimit",
+        "noise": "mmssl.augment.noise.AdditiveNoise",
+        "reverberation": "mmssl.augment.reverb.Reverberation",
+        "speed": "mmssl.augment.speed.SpeedPerturbation",
+        "pitch": "mmssl.augment.speed.PitchShift",
+        "speaker": "mmssl.augment.speed.SpeakerPerturbation",
+        "temporal_crop": "mmssl.augment.time.TemporalCrop",
+        "temporal_shift": "mmssl.augment.time.TemporalShift",
+    },
+    file_base="mmssl.augment.base.Augmentation",
+)
+
 
 def register_upstream(name: str, build: Build) -> None:
     """Register an upstream for this process: `build(**kwargs)` returns a `mmssl.upstreams.base.Upstream`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 import torch
@@ -16,8 +16,8 @@ from mmssl.lengths import zero_padding
 from mmssl.types import Layers, Padded, StreamSpec, UpstreamSpec
 
 
-class JoinedFrames(nn.Module):
-    """An interface for each stream; their sequences are brought to one clock and put side by side.
+class CommonClock(nn.Module):
+    """An interface for each stream; their sequences are brought to one clock.
 
     Frame j stands for the time [j, j + 1) times the common frame shift. A slower stream is repeated, a faster one
     averaged (`mmssl.interfaces.joining`). Tokens that share a time step are averaged first. A clip gets as many frames
@@ -31,7 +31,9 @@ class JoinedFrames(nn.Module):
 
     Attributes:
         kept: stream -> numbers of the layers that are used.
-        output_size: width of a frame, all streams together.
+        sizes: stream -> width of its sequence.
+        tokens_per_frame: stream -> tokens that share a time step.
+        hops, hop: of each stream and of the common clock, in a common unit of time.
         frame_shift: seconds between two frames.
 
     Raises:
@@ -53,19 +55,16 @@ class JoinedFrames(nn.Module):
             unit = Fraction(1, unit.denominator * hop.denominator)
         self.hops = {name: int(hop / unit) for name, hop in hops.items()}
         self.hop, self.frame_shift = int(common / unit), float(common)
-        self.kept: dict[str, list[int]] = {}
-        interfaces: dict[str, Interface] = {}
-        for name, stream in timed.items():
-            last = stream.hop_lengths[-1]
-            self.kept[name] = [k for k, hop in enumerate(stream.hop_lengths) if hop == last]
-            sizes = tuple(stream.hidden_sizes[k] for k in self.kept[name])
-            interfaces[name] = build_interface(interface, StreamSpec(sizes, (last,) * len(sizes)))
-        self.tokens = {name: stream.tokens_per_frame for name, stream in timed.items()}
+        self.kept = {name: of_last_rate(stream) for name, stream in timed.items()}
+        interfaces: dict[str, Interface] = {
+            name: build_interface(interface, chosen_spec(stream, self.kept[name])) for name, stream in timed.items()
+        }
+        self.tokens_per_frame = {name: stream.tokens_per_frame for name, stream in timed.items()}
         self.interfaces = nn.ModuleDict(interfaces)
-        self.output_size = sum(part.output_size for part in interfaces.values())
+        self.sizes = {name: part.output_size for name, part in interfaces.items()}
 
-    def forward(self, streams: Mapping[str, Layers]) -> Padded:
-        """(B, T, output_size), zero past each length.
+    def sequences(self, streams: Mapping[str, Layers]) -> dict[str, Padded]:
+        """Stream -> (B, T, D_s), zero past each length, with the same lengths.
 
         Args:
             streams: of B clips, each with every stream.
@@ -82,26 +81,61 @@ class JoinedFrames(nn.Module):
         if int(lengths.min()) < 1:
             raise InputError(f"A clip has no frame of some stream (frames of all: {lengths.tolist()}): leave it out.")
         size = int(lengths.max())
-        parts = []
-        for name, found in frames.items():
+        found = {}
+        for name, own in frames.items():
             same = self.hops[name] == self.hop
-            parts.append(found.data[:, :size] if same else resample_frames(found, self.hops[name], self.hop, size))
-        return Padded(zero_padding(torch.cat(parts, -1), lengths), lengths)
+            data = own.data[:, :size] if same else resample_frames(own, self.hops[name], self.hop, size)
+            found[name] = Padded(zero_padding(data, lengths), lengths)
+        return found
+
+    def _frames(self, name: str, layers: Layers) -> Padded:
+        found = self.interfaces[name](cleared(chosen_layers(layers, self.kept[name])))
+        data, tokens = zero_padding(found.data, found.lengths), self.tokens_per_frame[name]
+        if tokens == 1:
+            return Padded(data, found.lengths)
+        whole = data[:, : data.shape[1] // tokens * tokens]
+        return Padded(whole.unflatten(1, (-1, tokens)).mean(2), found.lengths // tokens)
+
+
+class JoinedFrames(CommonClock):
+    """The sequences of all streams on one clock, side by side.
+
+    Args:
+        spec, interface, rate: as `CommonClock`.
+
+    Attributes:
+        output_size: width of a frame, all streams together.
+    """
+
+    def __init__(self, spec: UpstreamSpec, interface: str = "weighted_sum", rate: str = "fastest") -> None:
+        super().__init__(spec, interface, rate)
+        self.output_size = sum(self.sizes.values())
+
+    def forward(self, streams: Mapping[str, Layers]) -> Padded:
+        """(B, T, output_size), zero past each length; see `sequences`."""
+        found = list(self.sequences(streams).values())
+        return Padded(torch.cat([own.data for own in found], -1), found[0].lengths)
 
     def layer_weights(self) -> dict[str, Tensor]:
         """Stream -> (L,) weights of its layers, of the interfaces that have any."""
         found = {name: part.layer_weights() for name, part in self.interfaces.items()}  # type: ignore[operator]
         return {name: weights for name, weights in found.items() if weights is not None}
 
-    def _frames(self, name: str, layers: Layers) -> Padded:
-        kept = self.kept[name]
-        chosen = Layers(tuple(layers.hidden_states[k] for k in kept), tuple(layers.lengths[k] for k in kept))
-        found = self.interfaces[name](cleared(chosen))
-        data, tokens = zero_padding(found.data, found.lengths), self.tokens[name]
-        if tokens == 1:
-            return Padded(data, found.lengths)
-        whole = data[:, : data.shape[1] // tokens * tokens]
-        return Padded(whole.unflatten(1, (-1, tokens)).mean(2), found.lengths // tokens)
+
+def of_last_rate(stream: StreamSpec) -> list[int]:
+    """Numbers of the layers that have the frames of the last one."""
+    return [k for k, hop in enumerate(stream.hop_lengths) if hop == stream.hop_lengths[-1]]
+
+
+def chosen_spec(stream: StreamSpec, kept: Sequence[int]) -> StreamSpec:
+    """A stream of some of its layers."""
+    sizes, hops = (tuple(values[k] for k in kept) for values in (stream.hidden_sizes, stream.hop_lengths))
+    return StreamSpec(sizes, hops, stream.tokens_per_frame)
+
+
+def chosen_layers(layers: Layers, kept: Sequence[int]) -> Layers:
+    """Some of the layers."""
+    return Layers(tuple(layers.hidden_states[k] for k in kept), tuple(layers.lengths[k] for k in kept))
 
 
 def _rate(spec: UpstreamSpec, name: str) -> Fraction:

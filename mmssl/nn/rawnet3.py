@@ -13,7 +13,7 @@ from mmssl.errors import ConfigError, InputError
 from mmssl.lengths import conv_length, valid_mask, zero_padding
 from mmssl.nn.masked import zero_steps
 from mmssl.nn.sinc import SincConv
-from mmssl.nn.tdnn import TdnnLayer
+from mmssl.nn.tdnn import AttentiveStatistics, TdnnLayer
 from mmssl.types import Padded
 
 POOLS = (5, 3)
@@ -132,39 +132,6 @@ class RawNetBlock(nn.Module):
         return self.scaling(out, lengths), lengths
 
 
-class ContextPooling(nn.Module):
-    """Mean and deviation over frames, weighted per channel by an attention that also sees the clip's statistics.
-
-    As ECAPA-TDNN's (Desplanques et al. 2020, section 3.1), with ReLU and batch norm but no tanh before the scores: the
-    variant of the RawNet3 and SKA-TDNN implementations.
-
-    Args:
-        channels: width.
-        bottleneck: width of the attention.
-        eps: floor of the variances.
-    """
-
-    def __init__(self, channels: int, bottleneck: int = 128, eps: float = 1e-4) -> None:
-        super().__init__()
-        self.eps = eps
-        self.hidden = TdnnLayer(3 * channels, bottleneck)
-        self.scores = nn.Conv1d(bottleneck, channels, 1)
-
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """(B, C, T) with (B,) lengths -> (B, 2 C)."""
-        valid = valid_mask(lengths, x.shape[-1])[:, None]
-        x = zero_steps(x, lengths)
-        mean = masked_mean(x, lengths)
-        distance = (x - mean[..., None]).masked_fill(~valid, 0)
-        variance = distance.square().sum(-1) / (lengths - 1).clamp(min=1)[:, None]
-        context = torch.cat([mean, variance.clamp(min=self.eps).sqrt()], dim=1)
-        seen = torch.cat([x, context[..., None].expand(-1, -1, x.shape[-1])], dim=1)
-        weights = self.scores(self.hidden(seen, lengths)).masked_fill(~valid, -torch.inf).softmax(dim=-1)
-        mean = (weights * x).sum(-1)
-        variance = (weights * x.square()).sum(-1) - mean.square()
-        return torch.cat([mean, variance.clamp(min=self.eps).sqrt()], dim=1)
-
-
 class RawNet3Encoder(nn.Module):
     """RawNet3: waveforms to speaker embeddings.
 
@@ -218,7 +185,7 @@ class RawNet3Encoder(nn.Module):
             )
         )
         self.join = nn.Conv1d(3 * channels, joined_size, 1)
-        self.pooling = ContextPooling(joined_size, attention_size)
+        self.pooling = AttentiveStatistics(joined_size, attention_size, tanh=False)
         self.pooled_norm = nn.BatchNorm1d(2 * joined_size)
         self.embedding = nn.Linear(2 * joined_size, embedding_size)
         self.embedding_norm = nn.BatchNorm1d(embedding_size)

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from mmssl.errors import ConfigError, InputError
 from mmssl.lengths import conv_length, valid_mask
 from mmssl.nn.masked import zero_steps
-from mmssl.nn.rawnet3 import ContextPooling, masked_mean
-from mmssl.nn.tdnn import TdnnLayer
+from mmssl.nn.rawnet3 import masked_mean
+from mmssl.nn.tdnn import AttentiveStatistics, TdnnLayer
 from mmssl.types import Padded
 
 KERNELS = (5, 7)
@@ -229,7 +229,7 @@ class SkaTdnnEncoder(nn.Module):
         self.stem = TdnnLayer(front_channels * input_size // 4, channels, 5)
         self.blocks = nn.ModuleList(SelectiveBlock(channels, dilation, scale) for dilation in (2, 3, 4))
         self.join = nn.Conv1d(3 * channels, joined_size, 1)
-        self.pooling = ContextPooling(joined_size, attention_size)
+        self.pooling = AttentiveStatistics(joined_size, attention_size, tanh=False)
         self.pooled_norm = nn.BatchNorm1d(2 * joined_size)
         self.embedding = nn.Linear(2 * joined_size, embedding_size)
         self.embedding_norm = nn.BatchNorm1d(embedding_size)

@@ -132,11 +132,12 @@ class AttentiveStatistics(nn.Module):
         channels: width.
         bottleneck: width of the attention.
         eps: floor of the variances.
+        tanh: before the scores, after ReLU and batch norm; RawNet3's and SKA-TDNN's implementations have none.
     """
 
-    def __init__(self, channels: int, bottleneck: int = 128, eps: float = 1e-4) -> None:
+    def __init__(self, channels: int, bottleneck: int = 128, eps: float = 1e-4, tanh: bool = True) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self.tanh = eps, tanh
         self.hidden = TdnnLayer(3 * channels, bottleneck)
         self.scores = nn.Conv1d(bottleneck, channels, 1)
 
@@ -144,11 +145,11 @@ class AttentiveStatistics(nn.Module):
         """(B, C, T) -> (B, 2 C)."""
         mean, variance = _moments(x, lengths, correction=1)
         context = torch.cat([mean, variance.clamp(min=self.eps).sqrt()], dim=1)
-        seen = torch.cat([x, context[..., None].expand(-1, -1, x.shape[-1])], dim=1)
-        scores = self.scores(self.hidden(seen, lengths).tanh())
+        x = zero_steps(x, lengths)
+        hidden = self.hidden(torch.cat([x, context[..., None].expand(-1, -1, x.shape[-1])], dim=1), lengths)
+        scores = self.scores(hidden.tanh() if self.tanh else hidden)
         if lengths is not None:
             scores = scores.masked_fill(~valid_mask(lengths, x.shape[-1])[:, None], float("-inf"))
-            x = zero_steps(x, lengths)
         weights = scores.softmax(dim=-1)
         mean = (weights * x).sum(dim=-1)
         variance = (weights * x.pow(2)).sum(dim=-1) - mean.pow(2)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from mmssl.augment.base import Augmentation, Chain, Range, With, clip_generator
 from mmssl.augment.level import Gain
 from mmssl.augment.pictures import ColorJitter, HorizontalFlip, RandomResizedCrop
-from mmssl.errors import ConfigError
+from mmssl.errors import ConfigError, did_you_mean
 from mmssl.lengths import pad
 from mmssl.types import Inputs, Padded
 
@@ -66,6 +69,26 @@ class PairAugmentation:
     def _pictures(self, size: int) -> Augmentation | None:
         crop: list[Augmentation] = [] if self.crop_scale is None else [RandomResizedCrop(size, self.crop_scale)]
         return Chain([*crop, *self.colours]) if crop or self.colours else None
+
+
+# or its arguments as a recipe gives them; None or none of them augments nothing
+GivenAugmentation = PairAugmentation | Mapping[str, Any] | None
+
+
+def pair_augmentation(given: GivenAugmentation) -> PairAugmentation:
+    """A `PairAugmentation` of what an objective is given.
+
+    Raises:
+        ConfigError: an argument that it does not have, or a value out of range.
+    """
+    if isinstance(given, PairAugmentation):
+        return given
+    known = list(inspect.signature(PairAugmentation).parameters)
+    given = given or {}
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"augment.{name}: no such key.{did_you_mean(name, known)} Keys: {', '.join(known)}.")
+    return PairAugmentation(**given)
 
 
 def _each(clips: list[torch.Tensor], seeds: list[int], chain: Augmentation, place: int) -> list[torch.Tensor]:

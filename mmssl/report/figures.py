@@ -99,7 +99,8 @@ def forest(rows: Sequence[ForestRow], label: str, reference: tuple[str, float] |
     if reference:
         x = at(reference[1])
         anchor = "start" if x < WIDTH / 2 else "end"
-        parts.append(rule("ref", x, x, top - 6, bottom))
+        # beside the scores alone: it would run through the names between them
+        parts += [rule("ref", x, x, top + step * k + 20, top + step * k + 51) for k in range(len(rows))]
         parts.append(text(reference[0], x, top - 10, anchor, "small"))
     for k, row in enumerate(rows):
         parts.append(_forest_row(row, top + step * k, at, k))

@@ -186,7 +186,9 @@ def _place(name: str) -> tuple[int, str]:
 
 
 def _targets(made: Mapping[str, Any]) -> str:
-    text = f"{made['clusters']} clusters of {made['source']}, entropy {made['usage_entropy']:.2f}"
+    # label files of before streams were named lack theirs
+    where = ", ".join([*([made["stream"]] if "stream" in made else []), f"layer {made['layer']}"])
+    text = f"{made['clusters']} clusters of {made['source']} ({where}), entropy {made['usage_entropy']:.2f}"
     if made["quality"] is not None:
         text += f", purity {made['quality']['phone_purity']:.2f}, PNMI {made['quality']['pnmi']:.2f}"
     return text

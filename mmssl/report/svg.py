@@ -66,12 +66,12 @@ def grid_y(values: Sequence[float], place: Place, left: float, right: float) -> 
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers between two values, all inside [low, high]."""
+    """About `count` numbers between two values, all inside [low, high]: multiples of 1, 2 or 5 times a power of ten."""
     if not high > low:
         return [low]
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.7)
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.63)
     first = math.ceil(low / step - 1e-9)
     return [round(k * step, 10) for k in range(first, math.floor(high / step + 1e-9) + 1)]
 

@@ -23,6 +23,7 @@ from mmssl.data.folds import Fold
 from mmssl.errors import ConfigError, DataError
 from mmssl.features.store import FeatureStore
 from mmssl.interfaces.aligned import AlignedStreams
+from mmssl.interfaces.joined_frames import chosen_layers
 from mmssl.lengths import seconds_to_samples
 from mmssl.random import mix
 from mmssl.stages.av_features import AvStore
@@ -169,8 +170,7 @@ class CutFeatures:
 
     def chosen(self, name: str, layers: Layers) -> Layers:
         """Of all layers of a stream, those of `spec`."""
-        kept = self.kept[name]
-        return Layers(tuple(layers.hidden_states[k] for k in kept), tuple(layers.lengths[k] for k in kept))
+        return chosen_layers(layers, self.kept[name])
 
     def moments(self, cuts: Sequence[Cut]) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
         """Stream -> mean and standard deviation (W_k,) of each layer of `spec` over cuts."""

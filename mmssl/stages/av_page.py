@@ -21,6 +21,7 @@ TEMPLATE = """<!DOCTYPE html>
 <style>
 {% include "style.css.j2" %}
 figure > img { display: block; width: 100%; height: auto; }
+mark { background: var(--warn-page); color: var(--warn); text-decoration: underline; }
 </style>
 </head>
 <body>
@@ -124,6 +125,21 @@ def write_page(
     versions: Mapping[str, str],
 ) -> None:
     """Write RESULTS.md and report.html, each whole or not at all. Text is escaped; no script, nothing fetched."""
+    write_html(folder, title, lead, sections, warnings=warnings, command=command, versions=versions)
+    write_text(folder / "RESULTS.md", markdown(title, lead, sections, warnings, command))
+
+
+def write_html(
+    folder: Path,
+    title: str,
+    lead: Sequence[str],
+    sections: Sequence[Section],
+    *,
+    warnings: Sequence[str] = (),
+    command: str,
+    versions: Mapping[str, str],
+) -> None:
+    """Write report.html alone, as `write_page`; cells and captions that are `Markup` stay what they are."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -137,7 +153,6 @@ def write_page(
         title=title, lead=lead, sections=sections, warnings=warnings, command=command, versions=versions
     )
     write_text(folder / "report.html", html)
-    write_text(folder / "RESULTS.md", markdown(title, lead, sections, warnings, command))
 
 
 def markdown(

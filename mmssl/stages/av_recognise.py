@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,18 +14,16 @@ from mmssl.data.folds import read_folds
 from mmssl.data.manifest import read_manifest
 from mmssl.errors import ConfigError, DataError
 from mmssl.metrics.sequences import edit_distance, error_rate, error_rate_interval
-from mmssl.stages.av_extract import FEATURES
+from mmssl.stages.av_decoded import BOUNDARY, decoded_section
 from mmssl.stages.av_features import AvStore
-from mmssl.stages.av_view_jobs import ViewJob, system_name, view_jobs, views_of
+from mmssl.stages.av_page import Section
+from mmssl.stages.av_rates_page import write_rates
+from mmssl.stages.av_view_jobs import ViewJob, ViewResult, view_jobs, view_results
 from mmssl.stages.context import Context
-from mmssl.stages.files import read_json
-from mmssl.stages.fold_jobs import RESULT, put_in_place, run_jobs, sealed
-from mmssl.stages.probe_results import write_results
+from mmssl.stages.fold_jobs import PREDICTIONS, put_in_place, run_jobs, sealed
 from mmssl.stages.utterance_prepare import FOLDS, MANIFEST
 from mmssl.types import Layers, UpstreamSpec
 
-BOUNDARY = "|"
-"""Stands between words."""
 UNSEEN = "<unseen>"
 COLUMNS = (("wer", "WER %", 100.0), ("cer", "CER %", 100.0))
 
@@ -90,7 +89,6 @@ def run_job(job: RecognitionJob) -> None:
     """Train one recogniser, selected by the error rate of the development clips, and decode the test clips once."""
     from mmssl.downstream.ctc import padded_symbols
     from mmssl.training.batches import PassOnce
-    from mmssl.training.sweep import sweep
 
     store = job.store()
     symbols = sorted({symbol for clip in job.fold.train for symbol in job.texts[clip].split()})
@@ -102,13 +100,10 @@ def run_job(job: RecognitionJob) -> None:
     train, dev, test = (
         ClipFrames(store, ids, targets, job.view) for ids in (job.fold.train, job.fold.dev, job.fold.test)
     )
-    settings = {k: v for k, v in job.train.items() if k not in ("class_weights", "refit", "engine", "monitor")}
-    rates = settings.pop("learning_rates")
-    build = _builder(job, store, len(known))
-    result = sweep(build, train, dev, learning_rates=rates, device=job.device, **settings)
-    task: Any = result.task.to(job.device)
+    chosen, record = job.fit(_builder(job, store, len(known)), train, dev, len(test))
+    task: Any = chosen.to(job.device)
     found: list[Sequence[int]] = []
-    for layers, _ in PassOnce(test, settings["batch_size"]):
+    for layers, _ in PassOnce(test, job.train["batch_size"]):
         found += task.decode(layers.to(job.device))
     names = [*symbols, UNSEEN]
     decoded = [
@@ -120,12 +115,7 @@ def run_job(job: RecognitionJob) -> None:
     put_in_place(
         job,
         {
-            "name": job.fold.name,
-            "num_train": len(train),
-            "num_dev": len(dev),
-            "num_test": len(test),
-            "learning_rate": result.learning_rate,
-            "step": result.best.best_step,
+            **record,
             "frame_shift": task.interface.frame_shift,
             "metrics": metrics,
             "intervals": intervals,
@@ -181,20 +171,42 @@ def _builder(job: RecognitionJob, store: AvStore, num_symbols: int) -> Any:
 
 
 def report(context: Context) -> str:
-    """Write error_rates.json and RESULTS.md."""
-    settings, folds = context.config["recognition"], read_folds(context.data / FOLDS)
-    rows, notes = [], [note for fold in folds for note in fold.notes]
-    for encoder, record in read_json(context.exp_dir / FEATURES).items():
-        for view in views_of(context.config, record):
-            for fold in folds:
-                found = read_json(context.fold_dir(system_name(encoder, view), fold.name) / RESULT)
-                chosen = {key: found[key] for key in ("learning_rate", "step")}
-                method = view if len(folds) == 1 else f"{view}, {fold.name}"
-                rows.append({"system": record["title"], "method": method, "chosen": chosen})
-                rows[-1] |= {key: found[key] for key in ("metrics", "intervals")}
-                if found["num_test"] < len(fold.test):
-                    absent = len(fold.test) - found["num_test"]
-                    notes.append(f"{record['title']}, {view}: {absent} test clips could not be used.")
-    write_results(context, rows, COLUMNS, "clips", notes, list(settings["published"] or []))
+    """Write error_rates.json, RESULTS.md and report.html."""
+    results = view_results(context)
+    rows = [result.row() for result in results]
+    notes = [note for fold in read_folds(context.data / FOLDS) for note in fold.notes]
+    for result in results:
+        absent = len(result.fold.test) - result.found["num_test"]
+        if absent:
+            notes.append(f"{result.record['title']}, {result.view}: {absent} test clips could not be used.")
+    published = list(context.config["recognition"]["published"] or [])
+    write_rates(
+        context,
+        rows,
+        COLUMNS,
+        "clips",
+        notes,
+        published,
+        what="recognition by sound and pictures",
+        how=_HOW,
+        sections=_decoded(results),
+    )
     best = min(rows, key=lambda row: row["metrics"]["wer"])
     return f"lowest WER {100 * best['metrics']['wer']:.2f} % ({best['system']}, {best['method']})"
+
+
+_HOW = (
+    "CTC on frozen frames: a weighted sum of each stream's layers, all streams on one clock, and a network that is "
+    "trained on the training clips. Learning rate and step are those with the lowest error rate of symbols on the "
+    "development clips. Test clips are decoded once, by the best symbol of each frame, without a language model."
+)
+
+
+def _decoded(results: Sequence[ViewResult]) -> list[Section]:
+    """What the main encoder's models made of the test clips, a section for each view."""
+    rows: dict[str, list[dict[str, str]]] = {}
+    for result in results:
+        if result.record is results[0].record:
+            with (result.folder / PREDICTIONS).open(encoding="utf-8") as file:
+                rows.setdefault(result.view, []).extend(json.loads(line) for line in file)
+    return [decoded_section(f"Decoded clips: {view}", found) for view, found in rows.items()]

@@ -7,23 +7,30 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from torch import nn
 
 from mmssl.data.folds import read_folds
 from mmssl.data.manifest import read_manifest
 from mmssl.data.trials import Trials, check_trials, read_trials
 from mmssl.errors import DataError
-from mmssl.stages.av_extract import FEATURES
+from mmssl.report.speaker_figures import DetCurve, det_plot, line_mark
 from mmssl.stages.av_features import AvClips
-from mmssl.stages.av_view_jobs import ViewJob, system_name, view_jobs, views_of
+from mmssl.stages.av_page import Figure, Section
+from mmssl.stages.av_rates_page import write_rates
+from mmssl.stages.av_view_jobs import ViewJob, ViewResult, view_jobs, view_results
 from mmssl.stages.context import Context
-from mmssl.stages.files import read_json
-from mmssl.stages.fold_jobs import RESULT, put_in_place, run_jobs, sealed
-from mmssl.stages.probe_results import write_results
+from mmssl.stages.fold_jobs import put_in_place, run_jobs, sealed
+from mmssl.stages.trial_scores import (
+    COLUMNS,
+    TRIALS,
+    det_curve,
+    judged,
+    speaker_numbers,
+    speakers_of,
+    trained_speakers,
+)
 from mmssl.stages.utterance_prepare import FOLDS, MANIFEST
-
-TRIALS = "trials.txt"
-COLUMNS = (("eer", "EER %", 100.0), ("min_dcf_p01", "minDCF (P .01)", 1.0), ("min_dcf_p05", "minDCF (P .05)", 1.0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +54,7 @@ def train(context: Context) -> str:
     Raises:
         DataError: the trial list does not fit the clips, a clip has no speaker, or a part is empty.
     """
-    clips = read_manifest(context.data / MANIFEST)
-    without = [clip.id for clip in clips if clip.speaker is None]
-    if without:
-        raise DataError(f"{len(without)} clips have no speaker, among them {without[0]!r}: mend local/prepare.py.")
-    speakers = {clip.id: str(clip.speaker) for clip in clips}
+    speakers = speakers_of(read_manifest(context.data / MANIFEST))
     trials = read_trials(context.data / TRIALS)
     jobs = []
     for fields in view_jobs(context):
@@ -79,43 +82,24 @@ def _among(trials: Trials, clips: set[str]) -> Trials:
 def run_job(job: VerificationJob) -> None:
     """Train one embedding, selected by trials among development speakers, and write the scores of the test trials."""
     from mmssl.downstream.scoring import cosine_scores
-    from mmssl.metrics.speaker_bootstrap import DEFAULT_METRICS, speaker_bootstrap
-    from mmssl.metrics.verification import verification_metrics
     from mmssl.training.fit import predict
-    from mmssl.training.sweep import sweep
 
     store, trials = job.store(), job.trials
-    # training speakers first: the loss counts them from 0
-    trained = sorted({job.speakers[clip] for clip in job.fold.train})
-    numbers = {name: k for k, name in enumerate(dict.fromkeys([*trained, *sorted(set(job.speakers.values()))]))}
+    numbers, num_trained = speaker_numbers(job.speakers, job.fold.train)
     targets = {clip: numbers[name] for clip, name in job.speakers.items()}
     ids = tuple(dict.fromkeys((*trials.enrol, *trials.test)))
     train, dev, test = (AvClips(store, part, targets, job.view) for part in (job.fold.train, job.fold.dev, ids))
-    settings = {k: v for k, v in job.train.items() if k not in ("class_weights", "refit", "engine", "monitor")}
-    rates = settings.pop("learning_rates")
-    build = _builder(job, train, len(trained))
-    result = sweep(build, train.batches(), dev.batches(), learning_rates=rates, device=job.device, **settings)
-    embeddings, _ = predict(result.task, test.batches(), batch_size=settings["batch_size"], device=job.device)
+    task, record = job.fit(_builder(job, train, num_trained), train.batches(), dev.batches(), len(test))
+    embeddings, _ = predict(task, test.batches(), batch_size=job.train["batch_size"], device=job.device)
     scores = cosine_scores(embeddings.float().numpy(), *trials.rows(test.ids))
-    is_target = np.array(trials.is_target)
-    enrol, tested = ([job.speakers[clip] for clip in side] for side in (trials.enrol, trials.test))
-    samples = job.settings["bootstrap"]
-    spans: Mapping[str, Any] = {}
-    if samples and len({*enrol, *tested}) > 2:
-        spans = speaker_bootstrap(scores, is_target, enrol, tested, DEFAULT_METRICS, num_samples=samples)
     put_in_place(
         job,
         {
-            "name": job.fold.name,
-            "num_train": len(train),
-            "num_dev": len(dev),
-            "num_test": len(test),
+            **record,
             "num_trials": len(trials),
-            "learning_rate": result.learning_rate,
-            "step": result.best.best_step,
-            "metrics": verification_metrics(scores, is_target),
-            "intervals": dict(spans),
+            **judged(scores, trials, job.speakers, job.settings["bootstrap"]),
             "scores": np.round(scores, 6).tolist(),
+            "det": det_curve(scores, np.array(trials.is_target)),
         },
     )
 
@@ -136,31 +120,70 @@ def _builder(job: VerificationJob, train: AvClips, speakers: int) -> Any:
 
 
 def report(context: Context) -> str:
-    """Write error_rates.json and RESULTS.md."""
+    """Write error_rates.json, RESULTS.md and report.html."""
     settings = context.config["verification"]
-    folds = read_folds(context.data / FOLDS)
-    rows, counts = [], {}
-    for encoder, record in read_json(context.exp_dir / FEATURES).items():
-        for view in views_of(context.config, record):
-            for fold in folds:
-                found = read_json(context.fold_dir(system_name(encoder, view), fold.name) / RESULT)
-                chosen = {key: found[key] for key in ("learning_rate", "step")}
-                row = {"system": record["title"], "method": _method(view, fold.name, len(folds)), "chosen": chosen}
-                rows.append(row | {key: found[key] for key in ("metrics", "intervals", "scores")})
-                counts[record["title"], view] = found["num_trials"]
-    notes = _notes(context, counts)
-    write_results(context, rows, COLUMNS, "speakers", notes, list(settings["published"] or []))
+    results = view_results(context)
+    rows = [result.row("scores") for result in results]
+    write_rates(
+        context,
+        rows,
+        COLUMNS,
+        "speakers",
+        _notes(context, {(r.record["title"], r.view): r.found["num_trials"] for r in results}),
+        list(settings["published"] or []),
+        what="speaker verification by sound and pictures",
+        how=_HOW,
+        sections=[_det_section(results)],
+    )
     best = min(rows, key=lambda row: row["metrics"]["eer"])
     return f"lowest EER {100 * best['metrics']['eer']:.2f} % ({best['system']}, {best['method']})"
 
 
-def _method(view: str, fold: str, folds: int) -> str:
-    return view if folds == 1 else f"{view}, {fold}"
+_HOW = (
+    "A linear map of the fused layers is trained on frozen features of the training speakers' clips, under additive "
+    "margin softmax. Learning rate and step are those with the lowest EER of all pairs of development clips, whose "
+    "speakers are neither trained on nor tested. A trial's score is the cosine of its two embeddings."
+)
+_AXES = (
+    "Miss rate over false-alarm rate on normal-deviate axes; nearer to the lower left is better. Encoders that nobody "
+    "trained are dashed; where both rates are equal runs the straight dashed line."
+)
+
+
+def _det_section(results: Sequence[ViewResult]) -> Section:
+    """The main encoder's kinds of input in one figure, and for each kind of input all encoders in one."""
+    drawn = [result for result in results if "det" in result.found]
+    texts = [_AXES] if drawn else []
+    if len(drawn) < len(results):
+        texts.append(
+            f"{len(results) - len(drawn)} models have no curve, since an older mmssl trained them. To get theirs, "
+            "remove systems/ in the experiment's folder and run stages 4 and 5 again."
+        )
+    main = results[0].record
+    groups = {main["title"]: [(result.method, result) for result in drawn if result.record is main]}
+    for method in dict.fromkeys(result.method for result in drawn):
+        group = [(result.record["title"], result) for result in drawn if result.method == method]
+        if len(group) > 1:
+            groups[f"All encoders: {method}"] = group
+    return Section("DET curves", texts, figures=[_det_figure(*group) for group in groups.items() if group[1]])
+
+
+def _det_figure(title: str, lines: Sequence[tuple[str, ViewResult]]) -> Figure:
+    curves, keys = [], []
+    for k, (name, result) in enumerate(lines):
+        points = list(zip(*result.found["det"], strict=True))
+        curve = DetCurve(name, points, k, result.record["role"] in ("untrained", "plain"))
+        words = f"{name}: EER {100 * result.found['metrics']['eer']:.3g} %"
+        curves.append(curve)
+        keys.append((line_mark(curve), words))
+    legend = Markup("").join(Markup("<li>{} {}</li>").format(*key) for key in keys)
+    caption = Markup('{}<ul class="keys">{}</ul>').format(title, legend)
+    return Figure(det_plot(curves, f"DET curves of {title}. {'; '.join(words for _, words in keys)}"), caption)
 
 
 def _notes(context: Context, counts: Mapping[tuple[str, str], int]) -> Sequence[str]:
     """What a reader of the scores should know."""
-    clips = {clip.id: str(clip.speaker) for clip in read_manifest(context.data / MANIFEST)}
+    clips = speakers_of(read_manifest(context.data / MANIFEST))
     trials = read_trials(context.data / TRIALS)
     there = _among(trials, set(clips))
     notes = list(check_trials(there, clips, clips))
@@ -170,8 +193,5 @@ def _notes(context: Context, counts: Mapping[tuple[str, str], int]) -> Sequence[
         if count < len(trials)
     ]
     for fold in read_folds(context.data / FOLDS):
-        known = {clips[clip] for clip in (*fold.train, *fold.dev)}
-        shared = sorted({clips[clip] for clip in (*there.enrol, *there.test)} & known)
-        if shared:
-            notes.append(f"{len(shared)} speakers of the trials were trained on, among them {shared[0]}.")
+        notes += trained_speakers(there, clips, fold)
     return notes

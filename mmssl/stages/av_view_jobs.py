@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmssl.data.folds import Fold, read_folds
 from mmssl.errors import ConfigError
@@ -14,9 +14,12 @@ from mmssl.stages.av_features import AvStore
 from mmssl.stages.av_media import AUDIO, BOTH, VIDEO, VIEWS
 from mmssl.stages.context import Context
 from mmssl.stages.files import read_json
-from mmssl.stages.fold_jobs import kept_fold
+from mmssl.stages.fold_jobs import RESULT, kept_fold
 from mmssl.stages.probe import STANDARDIZED, part
 from mmssl.stages.utterance_prepare import FOLDS
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # a single stream is joined with nothing
 _ALONE = {"name": "concat", "kwargs": {}}
@@ -78,6 +81,33 @@ class ViewJob:
 
         return build
 
+    def fit(
+        self, build: Callable[[], nn.Module], train: Any, dev: Any, num_test: int
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        """Try the learning rates on the training clips, and take what the development clips like best.
+
+        Args:
+            build: the untrained task.
+            train, dev: clips or batches of them, see `mmssl.training.sweep.sweep`.
+            num_test: test clips.
+
+        Returns:
+            The selected task, and what result.json says of all tasks.
+        """
+        from mmssl.training.sweep import sweep
+
+        settings = {k: v for k, v in self.train.items() if k not in ("class_weights", "refit", "engine", "monitor")}
+        result = sweep(build, train, dev, device=self.device, **settings)
+        record = {
+            "name": self.fold.name,
+            "num_train": len(train),
+            "num_dev": len(dev),
+            "num_test": num_test,
+            "learning_rate": result.learning_rate,
+            "step": result.best.best_step,
+        }
+        return result.task, record
+
 
 def view_jobs(context: Context) -> Iterator[dict[str, Any]]:
     """Arguments of a `ViewJob` for every encoder, view and fold.
@@ -106,6 +136,45 @@ def view_jobs(context: Context) -> Iterator[dict[str, Any]]:
                     "train": config["train"],
                     "device": context.device(),
                 }
+
+
+@dataclass(frozen=True)
+class ViewResult:
+    """What a finished job left.
+
+    Attributes:
+        record: of the encoder in av_features.json.
+        view: what of a clip was given.
+        fold: of the protocol.
+        method: the view, and the fold where there are several.
+        folder: of the job.
+        found: its result.json.
+    """
+
+    record: Mapping[str, Any]
+    view: str
+    fold: Fold
+    method: str
+    folder: Path
+    found: Mapping[str, Any]
+
+    def row(self, *more: str) -> dict[str, Any]:
+        """A row of error_rates.json, with further entries of result.json."""
+        chosen = {key: self.found[key] for key in ("learning_rate", "step")}
+        row = {"system": self.record["title"], "method": self.method, "chosen": chosen}
+        return row | {key: self.found[key] for key in ("metrics", "intervals", *more)}
+
+
+def view_results(context: Context) -> list[ViewResult]:
+    """What the jobs of `view_jobs` left, those of the main encoder first."""
+    folds, results = read_folds(context.data / FOLDS), []
+    for encoder, record in read_json(context.exp_dir / FEATURES).items():
+        for view in views_of(context.config, record):
+            for fold in folds:
+                folder = context.fold_dir(system_name(encoder, view), fold.name)
+                method = view if len(folds) == 1 else f"{view}, {fold.name}"
+                results.append(ViewResult(record, view, fold, method, folder, read_json(folder / RESULT)))
+    return results
 
 
 def _lacking(what: str) -> Callable[[str, int], str]:

@@ -18,26 +18,30 @@ from mmssl.downstream.margin import MarginSoftmax
 from mmssl.downstream.plda import Plda
 from mmssl.downstream.scoring import cosine_scores
 from mmssl.downstream.speaker import SpeakerEmbedding
-from mmssl.errors import ConfigError, StageError, did_you_mean
 from mmssl.features.store import FeatureStore
 from mmssl.interfaces.standardized import Standardized
-from mmssl.metrics.speaker_bootstrap import DEFAULT_METRICS, speaker_bootstrap
-from mmssl.metrics.verification import verification_metrics
+from mmssl.metrics.verification import eer
 from mmssl.nn.tdnn import EcapaEncoder, XVectorEncoder
 from mmssl.probing.frames import FrameData, FrameSplit, frame_spec
 from mmssl.stages.context import Context, log
 from mmssl.stages.files import read_json
 from mmssl.stages.probe import ENCODERS
 from mmssl.stages.probe_results import write_results
+from mmssl.stages.trial_scores import (
+    COLUMNS,
+    TRIALS,
+    check_methods,
+    judged,
+    speaker_numbers,
+    speakers_of,
+    trained_speakers,
+)
 from mmssl.stages.utterance_extract import FEATURES
 from mmssl.stages.utterance_prepare import FOLDS, MANIFEST
 from mmssl.training.fit import predict
 from mmssl.training.sweep import sweep
-from mmssl.types import Clip
 
-TRIALS = "trials.txt"
 METHODS = ("cosine", "plda", *ENCODERS)
-COLUMNS = (("eer", "EER %", 100.0), ("min_dcf_p01", "minDCF (P .01)", 1.0), ("min_dcf_p05", "minDCF (P .05)", 1.0))
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,6 @@ class _Corpus:
     speakers: Mapping[str, str]
     dev_trials: Trials
     trials: Trials
-
-    def judge(self, part: str, scores: np.ndarray) -> dict[str, float]:
-        """Metrics of scores of the development ("dev") or the corpus's own trials ("test")."""
-        trials = self.dev_trials if part == "dev" else self.trials
-        return verification_metrics(scores, np.array(trials.is_target))
 
 
 Scores = tuple[np.ndarray, dict[str, Any]]
@@ -66,11 +65,7 @@ def verify(context: Context) -> str:
         DataError: the trial list does not fit the clips.
     """
     settings = context.config["verification"]
-    for name in settings["methods"]:
-        if name not in METHODS:
-            raise ConfigError(
-                f"verification.methods: there is no {name!r}.{did_you_mean(name, METHODS)} Known: {', '.join(METHODS)}."
-            )
+    check_methods("verification.methods", settings["methods"], METHODS)
     corpus, notes = _corpus(context)
     features = read_json(context.exp_dir / FEATURES)
     rows = []
@@ -78,51 +73,24 @@ def verify(context: Context) -> str:
         store = FeatureStore(context.folder / features[system.name]["folder"])
         for method in settings["methods"]:
             scores, chosen = _scores(method, store, corpus, settings, context)
-            metrics = corpus.judge("test", scores)
-            rows.append(
-                {
-                    "system": system.name,
-                    "method": method,
-                    "chosen": chosen,
-                    "metrics": metrics,
-                    "intervals": _intervals(scores, corpus, settings["bootstrap"]),
-                    "scores": np.round(scores, 6).tolist(),
-                }
-            )
-            log.info("   %s / %s: EER %.2f %%", system.name, method, 100 * metrics["eer"])
+            row = {"system": system.name, "method": method, "chosen": chosen}
+            row |= judged(scores, corpus.trials, corpus.speakers, settings["bootstrap"])
+            rows.append(row | {"scores": np.round(scores, 6).tolist()})
+            log.info("   %s / %s: EER %.2f %%", system.name, method, 100 * row["metrics"]["eer"])
     published = list(settings["published"] or [])
     write_results(context, rows, COLUMNS, "speakers", notes, published)
     return f"{len(corpus.trials)} trials, {len(rows)} results, RESULTS.md"
 
 
 def _corpus(context: Context) -> tuple[_Corpus, list[str]]:
-    clips = {clip.id: clip for clip in read_manifest(context.data / MANIFEST)}
     (fold,) = read_folds(context.data / FOLDS)
-    speakers = {clip.id: _speaker(clip) for clip in clips.values()}
+    speakers = speakers_of(read_manifest(context.data / MANIFEST))
     trials = read_trials(context.data / TRIALS)
-    notes = check_trials(trials, clips, speakers)
-    known = {speakers[clip] for clip in (*fold.train, *fold.dev)}
-    shared = sorted({speakers[c] for c in (*trials.enrol, *trials.test)} & known)
-    if shared:
-        notes = (*notes, f"{len(shared)} speakers of the trials were trained on, among them {shared[0]}.")
+    notes = [*check_trials(trials, speakers, speakers), *trained_speakers(trials, speakers, fold)]
     dev = make_trials({clip: speakers[clip] for clip in fold.dev}, per_speaker=50)
     asked = list(dict.fromkeys((*trials.enrol, *trials.test)))
     parts = {"train": list(fold.train), "dev": list(fold.dev), "test": asked}
-    return _Corpus(parts, speakers, dev, trials), list(notes)
-
-
-def _speaker(clip: Clip) -> str:
-    if clip.speaker is None:
-        raise StageError(f"The clip {clip.id!r} has no speaker: local/prepare.py must name one for each.")
-    return clip.speaker
-
-
-def _intervals(scores: np.ndarray, corpus: _Corpus, samples: int) -> dict[str, tuple[float, float]]:
-    trials = corpus.trials
-    enrol, test = ([corpus.speakers[clip] for clip in side] for side in (trials.enrol, trials.test))
-    if len({*enrol, *test}) < 3 or not samples:
-        return {}
-    return speaker_bootstrap(scores, np.array(trials.is_target), enrol, test, DEFAULT_METRICS, num_samples=samples)
+    return _Corpus(parts, speakers, dev, trials), notes
 
 
 def _scores(method: str, store: FeatureStore, corpus: _Corpus, settings: Mapping[str, Any], context: Context) -> Scores:
@@ -136,7 +104,7 @@ def _scores(method: str, store: FeatureStore, corpus: _Corpus, settings: Mapping
         rows = {part: (values - centre) / scale for part, values in rows.items()}
         score = _scorer(method, rows["train"], [corpus.speakers[clip] for clip in corpus.parts["train"]])
         on_dev = score(rows["dev"], *corpus.dev_trials.rows(corpus.parts["dev"]))
-        dev = corpus.judge("dev", on_dev)["eer"]
+        dev = eer(on_dev, np.array(corpus.dev_trials.is_target))
         if best is None or dev < best[1]:
             on_test = score(rows["test"], *corpus.trials.rows(corpus.parts["test"]))
             best = ((on_test, {"layer": layer, "dev_eer": round(dev, 4)}), dev)
@@ -158,9 +126,7 @@ def _trained(
 ) -> Scores:
     """Embeddings of a network trained on the training speakers; the development speakers select."""
     ids = tuple(dict.fromkeys((*corpus.parts["train"], *corpus.parts["dev"], *corpus.parts["test"])))
-    trained = sorted({corpus.speakers[clip] for clip in corpus.parts["train"]})
-    # training speakers first: the loss counts them from 0
-    numbers = {name: k for k, name in enumerate(dict.fromkeys([*trained, *sorted(set(corpus.speakers.values()))]))}
+    numbers, num_trained = speaker_numbers(corpus.speakers, corpus.parts["train"])
     stream = context.config["features"]["stream"]
     targets = torch.tensor([numbers[corpus.speakers[clip]] for clip in ids])
     layers = tuple(store.streams[stream]["layers"])
@@ -177,7 +143,7 @@ def _trained(
         interface.set_statistics(*moments)
         made: Any = (XVectorEncoder if method == "xvector" else EcapaEncoder)(width, **size)
         encoder = ProjectedEncoder(interface.output_size, made, width)
-        loss = MarginSoftmax(encoder.output_size, len(trained), **dict(settings["loss"]))
+        loss = MarginSoftmax(encoder.output_size, num_trained, **dict(settings["loss"]))
         return SpeakerEmbedding(interface, encoder, loss)
 
     common = {"device": context.device(), **dict(settings["train"])}

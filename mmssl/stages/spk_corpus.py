@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,34 +93,41 @@ def with_splits(
     return [replace(clip, split=parts.get(str(clip.speaker), "train")) for clip in clips]
 
 
-def one_corpus(
-    root: Path | None,
-    folder: Path,
-    corpus: tuple[str, Sequence[str], str],
-    speaker: str,
-    test_speakers: int | Sequence[str] | None = None,
-    dev_speakers: int | Sequence[str] = 0,
-    sources: Mapping[str, Mapping[str, Any]] | None = None,
-) -> list[Clip]:
-    """Clips of a corpus whose file names tell the speaker, with splits, and of others to train on as well.
+def one_corpus(name: str, patterns: Sequence[str], layout: str, speaker: str) -> Callable[..., list[Clip]]:
+    """The `prepare` of a local/prepare.py, for a corpus whose file names tell the speaker.
 
     Args:
-        root: of the corpus.
-        folder: of the data.
-        corpus: its name, the glob patterns that its files may have below `root`, and what layout is expected.
+        name: of the corpus.
+        patterns: glob patterns that its files may have below the root, see `corpus_files`.
+        layout: what the folder should look like, in words.
         speaker: regular expression, see `speaker_files`.
-        test_speakers, dev_speakers: see `with_splits`.
-        sources: the others, see `pooled`; their paths are absolute.
-
-    Raises:
-        ConfigError, DataError: as `corpus_files`, `speaker_files`, `with_splits` and `pooled`.
     """
-    name, patterns, layout = corpus
-    files = corpus_files(root, name, patterns, layout)
-    assert root is not None  # corpus_files refuses None
-    pattern = next(p for p in patterns if files[0] in root.glob(p))
-    clips = with_splits(speaker_files(root, files=pattern, speaker=speaker), test_speakers, dev_speakers)
-    return clips + pooled(sources or {}, None, folder.parent)
+
+    def prepare(
+        root: Path | None,
+        folder: Path,
+        test_speakers: int | Sequence[str] | None = None,
+        dev_speakers: int | Sequence[str] = 0,
+        sources: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> list[Clip]:
+        """Clips with speaker and split, and those of others to train on as well.
+
+        Args:
+            root: of the corpus.
+            folder: of the data.
+            test_speakers, dev_speakers: see `with_splits`.
+            sources: the others, see `pooled`; their paths are absolute.
+
+        Raises:
+            ConfigError, DataError: as `corpus_files`, `speaker_files`, `with_splits` and `pooled`.
+        """
+        files = corpus_files(root, name, patterns, layout)
+        assert root is not None  # corpus_files refuses None
+        pattern = next(p for p in patterns if files[0] in root.glob(p))
+        clips = with_splits(speaker_files(root, files=pattern, speaker=speaker), test_speakers, dev_speakers)
+        return clips + pooled(sources or {}, None, folder.parent)
+
+    return prepare
 
 
 def _picked(names: Sequence[str], asked: int | Sequence[str], option: str) -> list[str]:

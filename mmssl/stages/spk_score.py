@@ -20,22 +20,19 @@ from mmssl.downstream.scoring import (
     cosine_scores,
     pair_products,
 )
-from mmssl.errors import ConfigError, InputError, did_you_mean
+from mmssl.errors import InputError
 from mmssl.metrics.calibration import calibration_metrics
-from mmssl.metrics.speaker_bootstrap import speaker_bootstrap
-from mmssl.metrics.verification import det_points, eer, prior_name, verification_metrics
+from mmssl.metrics.verification import eer, prior_name, verification_metrics
 from mmssl.stages.context import Context, log
 from mmssl.stages.files import write_json, write_text
 from mmssl.stages.spk_embed import Embedded, read_embedded
 from mmssl.stages.spk_margin import eer_margin
 from mmssl.stages.spk_prepare import make_lists
 from mmssl.stages.spk_setup import EMBEDDINGS, METRICS, MODEL, TRIALS, parts_of
+from mmssl.stages.trial_scores import Floats, check_methods, det_curve, intervals
 
-Floats = npt.NDArray[np.float64]
 METHODS = ("cosine", "as_norm", "plda", "qmf")
 BASELINES = ("log_mel", "log_mel_standardized")
-# the smallest step between two points of a DET curve that are kept, in normal deviates
-STEP = 0.02
 
 
 @dataclass(frozen=True)
@@ -158,11 +155,7 @@ def score(context: Context) -> str:
         DataError: no development trials can be made.
     """
     settings = context.config["scoring"]
-    for name in settings["methods"]:
-        if name not in METHODS:
-            raise ConfigError(
-                f"scoring.methods: there is no {name!r}.{did_you_mean(name, METHODS)} Known: {', '.join(METHODS)}."
-            )
+    check_methods("scoring.methods", settings["methods"], METHODS)
     folder = context.exp_dir / EMBEDDINGS
     dev = Side(read_embedded(folder / "dev.npz"), development_trials(context))
     test = read_embedded(folder / "test.npz")
@@ -228,32 +221,11 @@ def judge(side: Side, scores: Floats, llrs: Floats, settings: Mapping[str, Any])
         **verification_metrics(scores, side.target, priors),
         **calibration_metrics(llrs, side.target, priors),
     }
-    intervals: dict[str, tuple[float, float]] = {}
-    if settings["bootstrap"]:
-        ranks = ("eer", *(f"min_dcf_{prior_name(p)}" for p in priors))
-        costs = ("cllr", *(f"act_dcf_{prior_name(p)}" for p in priors))
-        try:
-            for values, names in ((scores, ranks), (llrs, costs)):
-                intervals |= speaker_bootstrap(
-                    values, side.target, *side.speakers, names, num_samples=settings["bootstrap"]
-                )
-        except InputError:
-            # of too few speakers; the stage says so once for each list
-            intervals = {}
-    return {"metrics": metrics, "intervals": intervals, "det": det_curve(scores, side.target)}
-
-
-def det_curve(scores: Floats, target: npt.NDArray[np.bool_]) -> list[list[float]]:
-    """[false-alarm rates, miss rates] of a DET curve without points that a picture could not tell apart."""
-    from scipy.special import ndtri
-
-    alarms, misses = det_points(scores, target)
-    places = ndtri(np.clip(np.stack([alarms, misses]), 1e-6, 1 - 1e-6))
-    kept = [0]
-    for k in range(1, len(alarms)):
-        if k == len(alarms) - 1 or np.abs(places[:, k] - places[:, kept[-1]]).max() >= STEP:
-            kept.append(k)
-    return [np.round(rates[kept], 7).tolist() for rates in (alarms, misses)]
+    ranks = ("eer", *(f"min_dcf_{prior_name(p)}" for p in priors))
+    costs = ("cllr", *(f"act_dcf_{prior_name(p)}" for p in priors))
+    # none of too few speakers; the stage says so once for each list
+    spans = intervals([(scores, ranks), (llrs, costs)], side.target, side.speakers, settings["bootstrap"])
+    return {"metrics": metrics, "intervals": spans, "det": det_curve(scores, side.target)}
 
 
 def margins(

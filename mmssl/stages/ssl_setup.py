@@ -203,16 +203,18 @@ def _unit_options(path: Path, clusters: int, rate: float | None) -> dict[str, An
 
 
 def check_fit(context: Context) -> None:
-    """Build encoder and objective once, so that parts that do not fit stop the run before any work is done.
+    """Build encoder, objective and augmentation once, so that what does not fit stops the run before any work is done.
 
     Raises:
         ConfigError: they do not fit each other.
     """
+    from mmssl.augment.build import build_augmentation
     from mmssl.objectives.targets.units import write_units
 
     node, plan = context.config["objective"], iterations(context.config)
     options = {key: value for key, value in node.items() if not key.startswith("_")}
     upstream = build_upstream(context)
+    build_augmentation(context.config["augment"])
     for iteration in plan:
         if iteration.source in (PREVIOUS, INIT):
             clustered_stream(iteration, upstream.spec)

@@ -30,6 +30,8 @@ from mmssl.stages.ssl_setup import (
 from mmssl.stages.ssl_targets import make_units
 from mmssl.stages.ssl_watch import online_probe, score_held_out
 
+# mmssl/conf/augment/none.yaml
+_AS_THEY_ARE = {"_target_": "mmssl.augment.base.Chain", "steps": []}
 # how often it is saved and by how many workers it is read changes no run
 _NO_CHANGE = ("save_every", "num_workers", "cache_bytes")
 
@@ -64,7 +66,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     """
     from mmssl.training.pretrain import pretrain
 
-    not_here = {"objective", "clips", "folder", "reader", "device", "on_error", "max_seconds"}
+    not_here = {"objective", "clips", "folder", "reader", "augment", "device", "on_error", "max_seconds"}
     not_here |= {"probe", "callbacks", "loggers", "log"}
     allowed = [name for name in inspect.signature(pretrain).parameters if name not in not_here]
     for key in settings:
@@ -76,6 +78,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 
 def _train_one(context: Context, iteration: Iteration, before: str) -> dict[str, Any]:
     """Train one iteration, and write its encoder and run.json."""
+    from mmssl.augment.build import build_augmentation
     from mmssl.training.pretrain import pretrain
     from mmssl.upstreams.exported import export_upstream
 
@@ -95,6 +98,8 @@ def _train_one(context: Context, iteration: Iteration, before: str) -> dict[str,
         "clips": sorted(clip.id for clip in clips),
         "before": before,
     }
+    if config["augment"] != _AS_THEY_ARE:
+        depends["augment"] = config["augment"]
     fingerprint = digest(depends)
     if (folder / RUN).is_file() and read_json(folder / RUN)["digest"] == fingerprint:
         log.info("   iteration %d was finished", iteration.number)
@@ -113,6 +118,7 @@ def _train_one(context: Context, iteration: Iteration, before: str) -> dict[str,
         clips,
         folder,
         reader=reader,
+        augment=None if config["augment"] == _AS_THEY_ARE else build_augmentation(config["augment"]),
         callbacks=online_probe(context, upstream, reader),
         device=context.device(),
         on_error=config["data"]["on_error"],

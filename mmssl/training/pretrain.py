@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from mmssl.errors import ConfigError
 from mmssl.random import isolated_rng
-from mmssl.training.pretrain_batches import PretrainBatches, pretrain_loader
+from mmssl.training.pretrain_batches import PretrainBatches
 from mmssl.training.readers import ClipReader, reader_for
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
     from lightning.pytorch.loggers import Logger
-    from torch.utils.data import DataLoader
 
+    from mmssl.augment.base import Augmentation
     from mmssl.objectives.objective import Objective
-    from mmssl.training.pretrain_batches import PretrainBatch
     from mmssl.types import Clip
 
 CHECKPOINT = "last.ckpt"
@@ -68,6 +67,7 @@ def pretrain(
     group_by: str | None = None,
     group_size: int = 8,
     reader: ClipReader | None = None,
+    augment: Augmentation | None = None,
     labels: Sequence[str] = (),
     on_error: str = "raise",
     cache_bytes: int = 2**30,
@@ -92,8 +92,9 @@ def pretrain(
     run was interrupted. The global generators are left as they were.
 
     Several processes share each batch, so that their joint gradient is that of one process; for what differs, see
-    `mmssl.training.pretrain_parallel`. Start them with `torchrun --nproc-per-node N` or `srun` (one task for each
-    device), or have Lightning start the script N times; all need the same folder and clips.
+    `mmssl.training.pretrain_parallel`, and for damaged files `mmssl.training.pretrain_joint`. Start them with
+    `torchrun --nproc-per-node N` or `srun` (one task for each device), or have Lightning start the script N times; all
+    need the same folder and clips.
 
     Args:
         objective: trained in place.
@@ -106,7 +107,7 @@ def pretrain(
         max_seconds: longer waveforms are cropped to this; for readers that are not given.
         batch_size: most clips of a batch of all processes; None for no limit.
         reader: how clips are read; None for `reader_for` of the encoder.
-        group_by, group_size, labels, on_error, cache_bytes: see `PretrainBatches`.
+        group_by, group_size, augment, labels, on_error, cache_bytes: see `PretrainBatches`.
         accumulate: batches per optimizer step.
         grad_clip: largest norm of the gradient; None for no limit.
         precision: "32-true", "bf16-mixed", or "16-mixed" with a loss scale: steps whose gradients overflow are left
@@ -132,6 +133,7 @@ def pretrain(
         DataError, MediaError: clips that cannot be used.
         InputError: loss or gradient is not finite, or a batch does not suit the objective.
     """
+    from mmssl.training.pretrain_joint import JointBatches
     from mmssl.training.pretrain_loggers import Progress, RowLogger, Saver
     from mmssl.training.pretrain_module import PretrainModule
     from mmssl.training.pretrain_optim import Optimization
@@ -180,15 +182,16 @@ def pretrain(
             batch_size=batch_size,
             group_by=group_by,
             group_size=group_size,
+            augment=augment,
             seed=seed,
             cache_bytes=cache_bytes,
             on_error=on_error,
             labels=labels,
         )
 
-        def loader(first: int, rank: int, world_size: int) -> DataLoader[PretrainBatch]:
+        def loader(first: int, count: int, rank: int, world_size: int) -> JointBatches:
             batches.rank, batches.world_size = rank, world_size
-            return pretrain_loader(batches, first, max_steps * accumulate, num_workers)
+            return JointBatches(batches, first, count, num_workers)
 
         module = PretrainModule(objective, loader, settings, seed, log_every)
         checkpoint = folder / CHECKPOINT

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from mmssl.augment.base import Augmentation, clip_generator
 from mmssl.errors import ConfigError, DataError, MediaError
 from mmssl.objectives.types import Examples
 from mmssl.random import mix
 from mmssl.training.readers import ClipReader, Item
-from mmssl.types import Clip
+from mmssl.types import Clip, Inputs
 
 _BUCKET = 50  # batches whose clips are sorted by length together
 ON_ERROR = ("raise", "skip")
+_AUGMENTATION = 1  # names what is drawn here among what else is drawn from a clip's seed
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,14 @@ class PretrainBatch:
         number: how many batches came before it in the run.
         epoch: passes over the corpus completed before it.
         failed: id -> why, of clips of the batch whose files turned out to be damaged; they are not among the examples.
+        left_out: batches right before it that were left out, see `mmssl.training.pretrain_joint`.
     """
 
     examples: Examples
     number: int
     epoch: int
     failed: Mapping[str, str]
+    left_out: int = 0
 
 
 class PretrainBatches(Dataset[PretrainBatch]):
@@ -50,7 +55,8 @@ class PretrainBatches(Dataset[PretrainBatch]):
         seed: of order and crops.
         cache_bytes: memory for decoded clips, kept from their first use; 0 decodes them each time. Every worker
             process has its own.
-        on_error: "raise", or "skip" to leave out clips that cannot be read and list them in `skipped`.
+        on_error: "raise", or "skip" to leave out clips that cannot be read: listed in `skipped`, or in `failed` of
+            their batch where that shows only when they are decoded.
         labels: fields of the clips ("speaker", "split" or a label) that go with the examples, as numbers of their
             sorted values; -1 where a clip has none.
         rank, world_size: this process takes the clips `rank`, `rank + world_size` ... of each batch, whose clips do not
@@ -59,6 +65,8 @@ class PretrainBatches(Dataset[PretrainBatch]):
             pretexts whose false pairs or negatives should be hard; None mixes all clips. Clips that lack it form one
             group.
         group_size: most clips of such a group in a batch; 2 or more.
+        augment: change of each crop of sound, drawn anew for each clip and epoch; it must keep the length, so that
+            label files, which are of the clips as they are, still fit.
 
     Attributes:
         clips: those that are used.
@@ -86,6 +94,7 @@ class PretrainBatches(Dataset[PretrainBatch]):
         world_size: int = 1,
         group_by: str | None = None,
         group_size: int = 8,
+        augment: Augmentation | None = None,
     ) -> None:
         if group_size < 2 or (group_by is not None and batch_size == 1):
             raise ConfigError(
@@ -97,6 +106,7 @@ class PretrainBatches(Dataset[PretrainBatch]):
         self.reader, self.seed, self.cache_bytes, self.on_error = reader, seed, cache_bytes, on_error
         self.rank, self.world_size = rank, world_size
         self.group_by, self.group_size = group_by, group_size
+        self.augment = augment
         self.batch_units, self.batch_size = _limits(reader, batch_seconds, batch_size)
         self.clips: list[Clip] = []
         self.skipped: dict[str, str] = {}
@@ -143,6 +153,22 @@ class PretrainBatches(Dataset[PretrainBatch]):
             MediaError: a damaged file, or with on_error="skip" a batch of nothing else.
             DataError: fewer clips in the batch than processes.
         """
+        batch = self.share(number)
+        if not batch.examples.ids:
+            raise MediaError(f"No clip of batch {number} can be read; the first: {next(iter(batch.failed.values()))}")
+        return batch
+
+    def share(self, number: int, without: Collection[str] = ()) -> PretrainBatch:
+        """Batch `number` of the run, which with on_error="skip" may be empty.
+
+        Args:
+            number: from 0.
+            without: ids of clips that are known to be damaged: the others are dealt to the processes without them.
+
+        Raises:
+            MediaError: a damaged file, with on_error="raise".
+            DataError: fewer clips in the batch than processes.
+        """
         epoch, first = 0, 0
         while number >= first + len(self.plan(epoch)):
             first += len(self.plan(epoch))
@@ -156,6 +182,7 @@ class PretrainBatches(Dataset[PretrainBatch]):
         items: list[Item] = []
         kept: list[int] = []
         failed: dict[str, str] = {}
+        members = [index for index in members if self.clips[index].id not in without]
         for index in members[self.rank :: self.world_size]:
             try:
                 items.append(self._read(index, epoch))
@@ -165,9 +192,8 @@ class PretrainBatches(Dataset[PretrainBatch]):
                 failed[self.clips[index].id] = str(error)
                 continue
             kept.append(index)
-        if not items:
-            raise MediaError(f"No clip of batch {number} can be read; the first: {next(iter(failed.values()))}")
-        return PretrainBatch(self._examples(items, kept, epoch), number, epoch, failed)
+        examples = self._examples(items, kept, epoch) if items else Examples(Inputs(), epoch=epoch)
+        return PretrainBatch(examples, number, epoch, failed)
 
     def plan(self, epoch: int) -> list[list[int]]:
         """Clips of each batch of an epoch, of all ranks."""
@@ -185,6 +211,20 @@ class PretrainBatches(Dataset[PretrainBatch]):
         return mix(self.seed, epoch, _number_of(self.clips[index].id))
 
     def _read(self, index: int, epoch: int) -> Item:
+        item = self._cut(index, epoch)
+        if self.augment is None:
+            return item
+        if item.waveform is None:
+            raise ConfigError("augment changes sound, and this encoder is trained on pictures: leave it out.")
+        changed = self.augment(item.waveform, clip_generator(self._clip_seed(index, epoch), _AUGMENTATION))
+        if changed.shape != item.waveform.shape:
+            raise ConfigError(
+                f"augment must keep the length of a clip, and made {len(item.waveform)} samples {len(changed)}: labels "
+                "and pictures would no longer fit. Leave out changes of speed."
+            )
+        return replace(item, waveform=changed)
+
+    def _cut(self, index: int, epoch: int) -> Item:
         clip, extent, size = self.clips[index], self._extents[index], self._sizes[index]
         first = self.start(index, epoch)
         if index in self._cache:
@@ -282,15 +322,17 @@ class PretrainBatches(Dataset[PretrainBatch]):
 class _Onwards(Sampler[int]):
     """Numbers from a first one on; it has no length, so that a resumed run is not cut short."""
 
-    def __init__(self, first: int, end: int) -> None:
+    def __init__(self, first: int, end: int | None) -> None:
         self.first, self.end = first, end
 
     def __iter__(self) -> Iterator[int]:
-        return iter(range(self.first, self.end))
+        return itertools.count(self.first) if self.end is None else iter(range(self.first, self.end))
 
 
-def pretrain_loader(batches: PretrainBatches, first: int, end: int, num_workers: int = 0) -> DataLoader[PretrainBatch]:
-    """Batches `first` ... `end` - 1 of a run, in order, whatever the number of workers."""
+def pretrain_loader(
+    batches: Dataset[PretrainBatch], first: int, end: int | None, num_workers: int = 0
+) -> DataLoader[PretrainBatch]:
+    """Batches `first` ... `end` - 1 of a run, or without end, in order, whatever the number of workers."""
     return DataLoader(
         batches,
         batch_size=None,

@@ -7,7 +7,7 @@ with the run's seed and k. A run that is resumed from a checkpoint therefore goe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,6 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from mmssl.errors import ConfigError, InputError
 from mmssl.objectives.objective import Objective
@@ -33,8 +32,8 @@ class PretrainModule(LightningModule):
 
     Args:
         objective: what is trained.
-        loader: from the number of the first batch, this process's rank and the number of processes to a loader of all
-            batches that follow.
+        loader: from the number of the first batch, how many are wanted, this process's rank and the number of processes
+            to its share of them.
         settings: of the optimizer and its learning rate.
         seed: of all that is drawn.
         log_every: steps between two rows of the history.
@@ -43,17 +42,18 @@ class PretrainModule(LightningModule):
         history: one row per `log_every` steps, the means over their batches and over processes: step, learning_rate
             (the highest of all groups), grad_norm, clips (of all processes), the objective's logs, and what callbacks
             `note`; with precision "16-mixed" also loss_scale, and skipped_steps, the number of steps of the run so far
-            that were not taken because gradients had overflowed.
+            that were not taken because gradients had overflowed; left_out_batches, where there are any.
         batches_done: batches seen so far.
         resumed_from: steps that were done before this process; 0 for a new run.
         skipped_steps: of the run so far; they count as steps of the schedule.
+        left_out: batches of the run so far that others took the place of, see `mmssl.training.pretrain_joint`.
         failed: id -> why, of clips that turned out to be unreadable.
     """
 
     def __init__(
         self,
         objective: Objective,
-        loader: Callable[[int, int, int], DataLoader[PretrainBatch]],
+        loader: Callable[[int, int, int, int], Iterable[PretrainBatch]],
         settings: Optimization,
         seed: int = 0,
         log_every: int = 10,
@@ -62,7 +62,7 @@ class PretrainModule(LightningModule):
         self.objective, self._loader, self.settings = objective, loader, settings
         self.seed, self.log_every = seed, log_every
         self.history: list[dict[str, float]] = []
-        self.batches_done = self.resumed_from = self.skipped_steps = 0
+        self.batches_done = self.resumed_from = self.skipped_steps = self.left_out = 0
         self.failed: dict[str, str] = {}
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
@@ -87,9 +87,10 @@ class PretrainModule(LightningModule):
             blocks = [upstream.get_submodule(name) for name in block_depths(upstream)]
             spread_parameters(self.objective, self.device_mesh["data_parallel"], blocks)
 
-    def train_dataloader(self) -> DataLoader[PretrainBatch]:
+    def train_dataloader(self) -> Iterable[PretrainBatch]:
         """Batches from where the run stands, this process's share of each."""
-        return self._loader(self.batches_done, self.trainer.global_rank, self.trainer.world_size)
+        count = (self.settings.max_steps - self.global_step) * self.settings.accumulate
+        return self._loader(self.batches_done, count, self.trainer.global_rank, self.trainer.world_size)
 
     def transfer_batch_to_device(self, batch: PretrainBatch, device: torch.device, index: int) -> PretrainBatch:
         """Move the media of a batch; labels stay where they are."""
@@ -124,6 +125,7 @@ class PretrainModule(LightningModule):
         with isolated_rng(seed):
             output = self.objective(batch.examples, self.global_step, torch.Generator().manual_seed(seed))
         self.batches_done = batch.number + 1
+        self.left_out += batch.left_out
         self.failed |= batch.failed
         self._add({name: float(value) for name, value in output.logs.items()} | {"clips": len(batch.examples.ids)})
         return output.loss
@@ -164,6 +166,8 @@ class PretrainModule(LightningModule):
             row = {"step": float(step + 1), **self._means()}
             if self._scaler() is not None:
                 row["skipped_steps"] = float(self.skipped_steps)
+            if self.left_out:
+                row["left_out_batches"] = float(self.left_out)
             self.history.append({**row, **self._notes})
             self._notes = {}
 
@@ -177,6 +181,7 @@ class PretrainModule(LightningModule):
             "counts": [counts for _, counts in parts],
             "notes": self._notes,
             "skipped_steps": self.skipped_steps,
+            "left_out": self.left_out,
             "epoch": self._epoch,
             "seed": self.seed,
             "accumulate": self.settings.accumulate,
@@ -198,7 +203,8 @@ class PretrainModule(LightningModule):
         self.resumed_from = int(checkpoint["global_step"])
         self.batches_done, self.history = state["batches_done"], list(state["history"])
         self.skipped_steps, self._notes = state["skipped_steps"], dict(state["notes"])
-        self._epoch = state["epoch"]
+        # checkpoints that were written before batches were counted lack it
+        self.left_out, self._epoch = state.get("left_out", 0), state["epoch"]
         # with another number of processes than before, a row that was begun is finished without what was in it
         sums, counts = state["sums"], state["counts"]
         if len(sums) == self.trainer.world_size:

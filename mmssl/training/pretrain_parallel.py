@@ -2,7 +2,8 @@
 
 What the processes compute together equals what one process computes from the joint batch: each has its share of the
 clips (`PretrainBatches`), masks and negatives follow from the seed of each clip, and every term's mean is
-weighted by its rows (`mmssl.objectives.joint`). What does not:
+weighted by its rows (`mmssl.objectives.joint`). A process whose share of a batch turns out to be damaged gets other
+clips of it (`mmssl.training.pretrain_joint`). What does not:
 
 - Losses that contrast the rows of a batch (InfoNCE, NT-Xent, Barlow Twins, VICReg) see those of their own process
   unless they were built with `gather=True`.

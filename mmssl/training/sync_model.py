@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from mmssl.downstream.sync import Synchrony
 from mmssl.downstream.sync_distance import SyncJudgement, judge, shift_distances
 from mmssl.errors import CheckpointError, ConfigError, InputError
 from mmssl.interfaces.aligned import AlignedStreams
+from mmssl.interfaces.joined_frames import chosen_layers, chosen_spec, of_last_rate
 from mmssl.random import isolated_rng
 from mmssl.training.sync_media import MediaReader
-from mmssl.types import Clip, Inputs, Layers, Padded, StreamSpec, UpstreamSpec
+from mmssl.types import Clip, Inputs, Layers, Padded, UpstreamSpec
 from mmssl.upstreams.base import Upstream, load_upstream
 from mmssl.upstreams.checkpoints import read_checkpoint, read_json, write_file
 from mmssl.upstreams.exported import export_upstream
@@ -98,7 +99,7 @@ class SyncModel(nn.Module):
         found = self.upstream(
             inputs.waveforms.data, inputs.waveforms.lengths, video=inputs.video.data, video_lengths=inputs.video.lengths
         )
-        return {name: _chosen(found[name], self.kept[name]) for name in STREAMS}
+        return {name: chosen_layers(found[name], self.kept[name]) for name in STREAMS}
 
     @torch.no_grad()
     def frames(self, streams: Mapping[str, Layers]) -> dict[str, Padded]:
@@ -195,21 +196,11 @@ def common_layers(spec: UpstreamSpec, only_last: bool = False) -> tuple[dict[str
         raise ConfigError(
             f"Synchrony needs the streams audio and video; the encoder gives {', '.join(spec.streams)} only."
         )
-    kept, streams = {}, {}
-    for name in STREAMS:
-        own = spec.streams[name]
-        same = [k for k, hop in enumerate(own.hop_lengths) if hop == own.hop_lengths[-1]]
-        kept[name] = same[-1:] if only_last else same
-        sizes, hops = ([values[k] for k in kept[name]] for values in (own.hidden_sizes, own.hop_lengths))
-        streams[name] = StreamSpec(tuple(sizes), tuple(hops), own.tokens_per_frame)
-    return kept, replace(spec, streams=streams)
+    kept = {name: of_last_rate(spec.streams[name])[-1 if only_last else 0 :] for name in STREAMS}
+    return kept, replace(spec, streams={name: chosen_spec(spec.streams[name], own) for name, own in kept.items()})
 
 
 def to_device(inputs: Inputs, device: torch.device) -> Inputs:
     """The same batch elsewhere."""
     waveforms, video = (None if part is None else part.to(device) for part in (inputs.waveforms, inputs.video))
     return Inputs(waveforms, video)
-
-
-def _chosen(layers: Layers, kept: Sequence[int]) -> Layers:
-    return Layers(tuple(layers.hidden_states[k] for k in kept), tuple(layers.lengths[k] for k in kept))

@@ -56,7 +56,6 @@ class AudioMAE(Upstream):
             preset,
             state,
             checkpoint,
-            prefix="encoder." if "encoder.patch_embed.proj.weight" in state else "",
             hidden_size=hidden_size,
             num_layers=num_layers,
             num_heads=num_heads,
@@ -72,9 +71,7 @@ class AudioMAE(Upstream):
         self.encoder = PatchEncoder(
             PatchEmbedding(1, sizes.hidden_size, sizes.patch_size),
             Positions(sizes.hidden_size, self.frames.columns),
-            sizes.num_layers,
-            sizes.num_heads,
-            sizes.feed_forward_size,
+            *sizes.of_blocks,
             class_token=True,
         )
         if checkpoint is not None:

@@ -93,21 +93,18 @@ class CAVMAE(Upstream):
         stated = count(state, r"(?:blocks_u|shared)\.(\d+)\..*") or None
         num_shared = settled("num_shared_layers", num_shared_layers, stated, 1, checkpoint)
         side = settled("image_size", image_size, square_side(state, "pos_embed_v", sizes.patch_size), 224, checkpoint)
-        if side < sizes.patch_size or side % sizes.patch_size or num_shared < 1:
-            raise ConfigError(
-                f"CAV-MAE needs an image_size that is a multiple of {sizes.patch_size} and at least one shared layer, "
-                f"got {side} and {num_shared}."
-            )
+        if num_shared < 1:
+            raise ConfigError(f"num_shared_layers must be at least 1, got {num_shared}.")
         self.frames = MelRows(
             MEL_MEAN, MEL_STD, num_mel_bins=NUM_MEL_BINS, patch_size=sizes.patch_size, pad_last=pad_last
         )
-        self._build(sizes, num_shared, side // sizes.patch_size)
+        self._build(sizes, num_shared, sizes.columns(side))
         if checkpoint is not None:
             self._load(state, checkpoint)
         self._declare(sizes, num_shared, side, video_fps)
 
     def _build(self, sizes: VitSizes, num_shared: int, columns: int) -> None:
-        width, blocks = sizes.hidden_size, (sizes.num_layers, sizes.num_heads, sizes.feed_forward_size)
+        width, blocks = sizes.hidden_size, sizes.of_blocks
         audio_positions = Positions(width, self.frames.columns, rows_first=True)
         self.audio = PatchEncoder(PatchEmbedding(1, width, sizes.patch_size), audio_positions, *blocks, eps=_EPS)
         video_positions = Positions(width, columns)

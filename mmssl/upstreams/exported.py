@@ -46,7 +46,7 @@ def export_upstream(upstream: Upstream, folder: str | Path, target: str, argumen
     folder.mkdir(parents=True, exist_ok=True)
     (folder / DESCRIPTION).unlink(missing_ok=True)
     layout = "native"
-    if isinstance(upstream, SpeechTransformer) and upstream.heads is None:
+    if isinstance(upstream, SpeechTransformer) and upstream.heads is None and not upstream.config.mel_bins:
         layout = "transformers"
         upstream.save_transformers(folder)
         # sizes are in config.json; what the checkpoint cannot state is kept

@@ -129,18 +129,15 @@ class HiCMAE(Upstream):
         )
         stated = count(state, r"(?:encoder_)?fusion\.blocks\.(\d+)\..*") or None
         fusion_layers = settled("num_fusion_layers", num_fusion_layers, stated, 2, checkpoint)
-        if image_size < sizes.patch_size or image_size % sizes.patch_size or fusion_layers < 1:
-            raise ConfigError(
-                f"HiCMAE needs an image_size that is a multiple of {sizes.patch_size} and at least one fusion layer, "
-                f"got {image_size} and {fusion_layers}."
-            )
-        patch, width, inner = sizes.patch_size, sizes.hidden_size, (sizes.num_heads, sizes.feed_forward_size)
+        if fusion_layers < 1:
+            raise ConfigError(f"num_fusion_layers must be at least 1, got {fusion_layers}.")
+        patch, width, blocks = sizes.patch_size, sizes.hidden_size, sizes.of_blocks
         self.frames = MelRows(AUDIOSET_MEAN, 2 * AUDIOSET_STD, patch_size=patch, pad_last=pad_last)
         audio_positions = Positions(width, self.frames.columns, "sequence")
-        video_positions = Positions(width, (image_size // patch) ** 2, "sequence")
-        self.audio = PatchEncoder(PatchEmbedding(1, width, patch), audio_positions, sizes.num_layers, *inner)
-        self.video = PatchEncoder(TubeletEmbedding(3, width, patch, TUBELET), video_positions, sizes.num_layers, *inner)
-        self.fusion = CrossModalFusion(width, fusion_layers, *inner)
+        video_positions = Positions(width, sizes.columns(image_size) ** 2, "sequence")
+        self.audio = PatchEncoder(PatchEmbedding(1, width, patch), audio_positions, *blocks)
+        self.video = PatchEncoder(TubeletEmbedding(3, width, patch, TUBELET), video_positions, *blocks)
+        self.fusion = CrossModalFusion(width, fusion_layers, *blocks[1:])
         if checkpoint is not None:
             load_encoder(self, state, _RULES, checkpoint)
         self._declare(sizes, fusion_layers, image_size, video_fps)

@@ -51,6 +51,21 @@ class VitSizes:
     feed_forward_size: int
     patch_size: int
 
+    @property
+    def of_blocks(self) -> tuple[int, int, int]:
+        """Layers, heads and feed-forward width, as `PatchEncoder` takes them."""
+        return self.num_layers, self.num_heads, self.feed_forward_size
+
+    def columns(self, image_size: int) -> int:
+        """Patches beside each other on a square picture.
+
+        Raises:
+            ConfigError: the patches do not fill it.
+        """
+        if image_size < self.patch_size or image_size % self.patch_size:
+            raise ConfigError(f"image_size must be a multiple of the patch size {self.patch_size}, got {image_size}.")
+        return image_size // self.patch_size
+
 
 PRESETS = {
     "tiny": VitSizes(192, 12, 3, 768, 16),
@@ -109,7 +124,7 @@ def vit_sizes(
     state: Mapping[str, Tensor],
     source: str | None,
     *,
-    prefix: str = "",
+    prefix: str | None = None,
     blocks: str = "blocks",
     patch_embed: str = "patch_embed",
     **given: int | None,
@@ -120,7 +135,8 @@ def vit_sizes(
         preset: its name, or the sizes themselves.
         state: weights of a checkpoint; empty without one.
         source: where they come from, for messages.
-        prefix, blocks, patch_embed: names of the encoder's parts among the weights.
+        prefix, blocks, patch_embed: names of the encoder's parts among the weights; prefix None for "encoder." where
+            they have it, which those of the authors have not.
         **given: any fields of `VitSizes`; None for what is not asked for.
 
     Raises:
@@ -133,6 +149,8 @@ def vit_sizes(
         )
     default = PRESETS[preset] if isinstance(preset, str) else preset
     stated: dict[str, int | None] = {}
+    if prefix is None:
+        prefix = "encoder." if f"encoder.{patch_embed}.proj.weight" in state else ""
     if state:
         try:
             projection = state[f"{prefix}{patch_embed}.proj.weight"]

@@ -21,6 +21,7 @@ class SpeechConfig:
         hidden_size, num_layers, num_heads, feed_forward_size: of the transformer.
         layer_norm_first: pre-norm blocks (large models).
         conv_channels, conv_kernels, conv_strides, conv_bias, conv_norm: of the front end, see `ConvFrontEnd`.
+        mel_bins: filters of log-mel frames in the place of the convolutions, see `MelFrontEnd`; 0 for convolutions.
         feature_norm: layer norm between front end and projection (DistilHuBERT has none).
         position_kernel, position_groups, position_depth: convolutions that give positions; with more than one, each
             has a layer norm and none a weight norm.
@@ -41,6 +42,7 @@ class SpeechConfig:
     conv_strides: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
     conv_bias: bool = False
     conv_norm: Literal["group", "layer"] = "group"
+    mel_bins: int = 0
     feature_norm: bool = True
     position_kernel: int = 128
     position_groups: int = 16
@@ -72,20 +74,20 @@ _TINY: dict[str, Any] = {
     "position_kernel": 16,
     "position_groups": 4,
 }
-# the first layers of the front end run at thousands of frames a second: narrow ones make training on few cores bearable
 _NANO: dict[str, Any] = {
     "hidden_size": 256,
     "num_layers": 6,
     "num_heads": 4,
     "feed_forward_size": 1024,
     "layer_norm_first": True,
-    "conv_channels": (32, 64, 128, 128, 128, 128, 128),
     "position_kernel": 32,
-    "normalize": True,
     "dropout": 0.0,
     "attention_dropout": 0.0,
     "layer_drop": 0.0,
 }
+# the first convolutions run at thousands of frames a second: narrow ones make training on few cores bearable
+_NANO_CONVOLUTIONS: dict[str, Any] = {"conv_channels": (32, 64, 128, 128, 128, 128, 128), "normalize": True}
+_MEL: dict[str, Any] = {"mel_bins": 40, "feature_norm": False}
 _TINY_LARGE: dict[str, Any] = {**_LARGE, **_TINY, "conv_bias": True}
 
 
@@ -101,9 +103,12 @@ PRESETS: dict[str, SpeechConfig] = {
     "wav2vec2_lv60": _preset("wav2vec2", **_LARGE, conv_bias=True),
     "hubert_tiny": _preset("hubert", **_TINY),
     "hubert_large_tiny": _preset("hubert", **_TINY_LARGE),
-    "hubert_nano": _preset("hubert", **_NANO),
+    "hubert_nano": _preset("hubert", **_NANO, **_NANO_CONVOLUTIONS),
     "hubert_base": _preset("hubert"),
     "hubert_large": _preset("hubert", **_LARGE),
+    "mel_hubert_tiny": _preset("hubert", **_TINY | _MEL | {"mel_bins": 8}),
+    "mel_hubert_nano": _preset("hubert", **_NANO, **_MEL),
+    "mel_hubert_base": _preset("hubert", **_MEL),
     "hubert_xlarge": _preset(
         "hubert", **_LARGE | {"hidden_size": 1280, "num_layers": 48, "num_heads": 16, "feed_forward_size": 5120}
     ),

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mmssl.errors import CheckpointError, ConfigError, InputError
 from mmssl.nn.conv_frontend import ConvFrontEnd
+from mmssl.nn.mel_frontend import MelFrontEnd
 from mmssl.nn.packed import Packed
 from mmssl.nn.positional import ConvPositions, ConvStackPositions
 from mmssl.nn.transformer import TransformerEncoder
@@ -48,6 +49,8 @@ class SpeechTransformer(Upstream):
         hidden_size, num_layers, num_heads, feed_forward_size: of the transformer, instead of the preset's. With a
             checkpoint, `num_layers` keeps the first blocks only, and the others must be those of the checkpoint.
         conv_channels: channels of every convolution of the front end, instead of the preset's.
+        mel_bins: filters of a front end of log-mel frames of 20 ms in the place of the convolutions and the norm after
+            them (MelHuBERT, Lin et al. 2023), far cheaper to train; 0 for convolutions, None as the preset says.
         position_kernel: taps of the convolution that gives positions, instead of the preset's.
         normalize: bring each clip to zero mean and unit variance first; None as the checkpoint or preset says.
         dropout: in training, of hidden states; None as the checkpoint or preset says.
@@ -72,6 +75,7 @@ class SpeechTransformer(Upstream):
         num_heads: int | None = None,
         feed_forward_size: int | None = None,
         conv_channels: int | None = None,
+        mel_bins: int | None = None,
         position_kernel: int | None = None,
         normalize: bool | None = None,
         dropout: float | None = None,
@@ -90,12 +94,20 @@ class SpeechTransformer(Upstream):
             "num_heads": num_heads,
             "feed_forward_size": feed_forward_size,
             "conv_channels": None if conv_channels is None else (conv_channels,) * len(config.conv_channels),
+            "mel_bins": mel_bins,
             "position_kernel": position_kernel,
             "normalize": normalize,
             "dropout": dropout,
             "layer_drop": layer_drop,
         }
         overrides: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        if mel_bins:
+            if conv_channels is not None:
+                raise ConfigError(
+                    "mel_bins puts log-mel frames in the place of the convolutions: leave conv_channels out."
+                )
+            # a norm over the values of a frame, or over the clip, would take its loudness away
+            overrides = {"feature_norm": False, "normalize": False} | overrides
         if checkpoint is None:
             self.config = dataclasses.replace(config, **overrides)
             size = self.config.hidden_size
@@ -112,10 +124,14 @@ class SpeechTransformer(Upstream):
             )
 
     def _build(self, config: SpeechConfig, heads: DistillationHeads | None = None) -> None:
-        self.front_end = ConvFrontEnd(
-            config.conv_channels, config.conv_kernels, config.conv_strides, config.conv_bias, config.conv_norm
+        self.front_end: ConvFrontEnd | MelFrontEnd = (
+            MelFrontEnd(config.mel_bins)
+            if config.mel_bins
+            else ConvFrontEnd(
+                config.conv_channels, config.conv_kernels, config.conv_strides, config.conv_bias, config.conv_norm
+            )
         )
-        width, size = config.conv_channels[-1], config.hidden_size
+        width, size = self.front_end.output_size, config.hidden_size
         self.feature_norm = nn.LayerNorm(width) if config.feature_norm else None
         self.feature_projection = nn.Linear(width, size)
         self.feature_dropout = nn.Dropout(config.feature_dropout)
@@ -152,7 +168,7 @@ class SpeechTransformer(Upstream):
         # a bare state dict does not tell the number of heads
         known = {"num_heads": overrides["num_heads"]} if "num_heads" in overrides else {}
         read = read_speech_checkpoint(checkpoint, dataclasses.replace(fallback, **known), wanted)
-        for name in ("hidden_size", "num_heads", "feed_forward_size", "conv_channels", "position_kernel"):
+        for name in ("hidden_size", "num_heads", "feed_forward_size", "conv_channels", "mel_bins", "position_kernel"):
             if name in overrides and overrides[name] != getattr(read.config, name):
                 raise CheckpointError(
                     f"{checkpoint} has {name} = {getattr(read.config, name)}, {overrides[name]} was asked for. "
@@ -232,7 +248,7 @@ class SpeechTransformer(Upstream):
         return states
 
     def latents(self, waveforms: Sequence[Tensor]) -> Packed:
-        """Frames (N, C) of the convolutional front end, before norm and projection."""
+        """Frames (N, C) of the front end, before norm and projection."""
         return self.front_end([self._prepared(waveform) for waveform in waveforms])
 
     def features(self, latents: Packed) -> Packed:
@@ -265,8 +281,14 @@ class SpeechTransformer(Upstream):
         Each file is written whole or not at all. Masking during training is switched off in the configuration, since
         no mask embedding belongs to the encoder; prediction heads are left out, since transformers has no place for
         them.
+
+        Raises:
+            ConfigError: the front end is one of log-mel frames, which transformers' models do not have.
         """
         from safetensors.torch import save
+
+        if self.config.mel_bins:
+            raise ConfigError("transformers has no speech model of this kind with log-mel frames: export it natively.")
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -297,7 +319,7 @@ class Wav2Vec2(SpeechTransformer):
 
 
 class Hubert(SpeechTransformer):
-    """HuBERT (Hsu et al. 2021); presets hubert_base, hubert_large, hubert_xlarge."""
+    """HuBERT (Hsu et al. 2021); presets hubert_base, hubert_large, hubert_xlarge, mel_hubert_base (Lin et al. 2023)."""
 
     default_preset = "hubert_base"
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from mmssl.errors import ConfigError
 from mmssl.lengths import patch_count
 from mmssl.nn.patch import Positions, TubeletEmbedding, standardize_pictures
 from mmssl.nn.vit import PatchEncoder
@@ -67,23 +66,18 @@ class VideoMAE(Upstream):
             preset,
             state,
             checkpoint,
-            prefix="encoder." if "encoder.patch_embed.proj.weight" in state else "",
             hidden_size=hidden_size,
             num_layers=num_layers,
             num_heads=num_heads,
             feed_forward_size=feed_forward_size,
             patch_size=16 if patch_size is None and not state else patch_size,
         )
-        if image_size < sizes.patch_size or image_size % sizes.patch_size:
-            raise ConfigError(f"image_size must be a multiple of the patch size {sizes.patch_size}, got {image_size}.")
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
-        self.columns = (image_size // sizes.patch_size) ** 2
+        self.columns = sizes.columns(image_size) ** 2
         self.encoder = PatchEncoder(
             TubeletEmbedding(len(self.image_mean), sizes.hidden_size, sizes.patch_size, TUBELET),
             Positions(sizes.hidden_size, self.columns, "sequence"),
-            sizes.num_layers,
-            sizes.num_heads,
-            sizes.feed_forward_size,
+            *sizes.of_blocks,
         )
         if checkpoint is not None:
             for name in ("encoder.positions.table", "pos_embed", "encoder.pos_embed"):

@@ -61,12 +61,10 @@ class MAE(Upstream):
     ) -> None:
         super().__init__()
         state = {} if checkpoint is None else read_mae(checkpoint, "MAE")
-        prefix = "encoder." if "encoder.patch_embed.proj.weight" in state else ""
         sizes = vit_sizes(
             preset,
             state,
             checkpoint,
-            prefix=prefix,
             hidden_size=hidden_size,
             num_layers=num_layers,
             num_heads=num_heads,
@@ -75,19 +73,14 @@ class MAE(Upstream):
         )
         stated = square_side(state, "pos_embed", sizes.patch_size)
         side = settled("image_size", image_size, stated, 14 * sizes.patch_size, checkpoint)
-        if side < sizes.patch_size or side % sizes.patch_size:
-            raise ConfigError(f"image_size must be a multiple of the patch size {sizes.patch_size}, got {side}.")
+        columns = sizes.columns(side)
         if tokens not in TOKENS:
             raise ConfigError(f"tokens must be one of {', '.join(TOKENS)}, got {tokens!r}.")
         self.tokens, self.image_mean, self.image_std = tokens, tuple(image_mean), tuple(image_std)
-        columns = side // sizes.patch_size
-        positions = Positions(sizes.hidden_size, columns)
         self.encoder = PatchEncoder(
             PatchEmbedding(len(self.image_mean), sizes.hidden_size, sizes.patch_size),
-            positions,
-            sizes.num_layers,
-            sizes.num_heads,
-            sizes.feed_forward_size,
+            Positions(sizes.hidden_size, columns),
+            *sizes.of_blocks,
             class_token=True,
         )
         self.num_tokens = {"all": 1 + columns**2, "patches": columns**2, "class": 1}[tokens]

@@ -58,7 +58,7 @@ TINY: dict[str, list[dict[str, Any]]] = {
     "mel": [{}],
     "spectrogram": [{}],
     "wav2vec2": [{"preset": "wav2vec2_tiny"}, {"preset": "wav2vec2_lv60_tiny"}],
-    "hubert": [{"preset": "hubert_tiny"}, {"preset": "hubert_large_tiny"}],
+    "hubert": [{"preset": "hubert_tiny"}, {"preset": "hubert_large_tiny"}, {"preset": "mel_hubert_tiny"}],
     "hubert_nano": [{"num_layers": 2}],
     "wavlm": [{"preset": "wavlm_tiny"}, {"preset": "wavlm_large_tiny"}],
     "data2vec_audio": [{"preset": "data2vec_audio_tiny"}],

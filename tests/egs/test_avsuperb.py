@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -236,7 +237,22 @@ def test_verification_runs_through_the_recipe(run: Run, voxceleb2: Path) -> None
     assert min(row["metrics"]["eer"] for row in rows) < 0.2
     page = (folder / "exp" / "a" / "RESULTS.md").read_text()
     assert "EER %" in page
-    assert f"l3, both: {len(targets)} of {len(trials)} trials" in page
+    left_out = f"l3, both: {len(targets)} of {len(trials)} trials"
+    assert left_out in page
+    page = (folder / "exp" / "a" / "report.html").read_text()
+    assert left_out in page
+    assert page.count("<tr>") == 1 + 4
+    for row in rows:
+        low, high = (f"{100 * end:.3g}" for end in row["intervals"]["eer"])
+        assert f"<td>{100 * row['metrics']['eer']:.3g} [{low} to {high}]</td>" in page
+    # the main encoder's three views, and sound of both encoders, each a line in the figure and one in its legend
+    for name, lines in (("l3", ("audio", "video", "both")), ("All encoders: audio", ("l3", "mel"))):
+        figure = next(part for part in page.split("<figure>") if f"<figcaption>{name}<" in part)
+        assert f'aria-label="DET curves of {name}. {lines[0]}: EER' in figure
+        assert re.findall("<title>(.*?)</title>", figure) == list(lines)
+        assert figure.count("<li>") == len(lines)
+    assert page.count('<svg class="key"') == 5
+    assert "1 clips were skipped" in page
 
 
 WORDS = ["AB", "BA", "C'A"]
@@ -301,3 +317,13 @@ def test_recognition_runs_through_the_recipe(run: Run, lrs3: Path) -> None:
         metrics, _ = scores_of(decoded)
         assert metrics == pytest.approx(row["metrics"])
     assert "WER %" in (folder / "exp" / "a" / "RESULTS.md").read_text()
+    page = (folder / "exp" / "a" / "report.html").read_text()
+    for row in rows:
+        low, high = (f"{100 * end:.3g}" for end in row["intervals"]["cer"])
+        assert f"<td>{100 * row['metrics']['cer']:.3g} [{low} to {high}]</td>" in page
+        (part,) = (part for part in page.split("<section>") if f"<h2>Decoded clips: {row['method']}</h2>" in part)
+        assert part.count('<th scope="row">test-speaker') == 8
+        # all errors of all clips
+        assert sum(map(int, re.findall(r"<td>(\d+) of \d+</td>", part))) == round(row["metrics"]["cer"] * 45)
+        assert ("<mark>" in part) == (row["metrics"]["cer"] > 0)
+    assert "The official trainval and test sets." in page

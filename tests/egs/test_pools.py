@@ -53,7 +53,7 @@ def corpora(tmp_path: Path) -> Path:
 
 def test_the_pool_leaves_out_who_is_tested(corpora: Path, tmp_path: Path) -> None:
     folder = tmp_path / "ssl"
-    pool = load("speech_pool").prepare(corpora, folder)
+    pool = load("speech_pool").prepare(corpora, folder / "data")
     assert Counter(clip.labels["corpus"] for clip in pool) == {"fsdd": 30, "emodb": 8, "ravdess": 6}
     trained = {(clip.labels["corpus"], clip.speaker) for clip in pool}
     for name in ("digits", "speakers", "emodb", "ravdess"):
@@ -67,7 +67,7 @@ def test_the_pool_leaves_out_who_is_tested(corpora: Path, tmp_path: Path) -> Non
 
 def test_the_comparison_is_a_suite_of_the_pool(corpora: Path, tmp_path: Path) -> None:
     folder = tmp_path / "ssl"
-    load("speech_pool").prepare(corpora, folder)
+    load("speech_pool").prepare(corpora, folder / "data")
     (folder / "compare.yaml").write_text((ROOT / "egs/speech_pool/ssl/compare.yaml").read_text(encoding="utf-8"))
     suite = read_suite(folder / "compare.yaml")
     for corpus in suite.corpora:

@@ -57,6 +57,13 @@ def test_numbers_in_scientific_notation_are_numbers() -> None:
     assert all(isinstance(rate, float) for rate in composed().config["train"]["learning_rates"])
 
 
+def test_arguments_within_an_argument_are_overridden() -> None:
+    words = ["objective=correspondence", "upstream=l3", "objective.augment.flip=0.25"]
+    assert compose(EGS / "mini" / "ssl", [*words, "nano=null"]).config["objective"]["augment"] == {"flip": 0.25}
+    sized = compose(EGS / "mini" / "ssl", words).config["objective"]["augment"]
+    assert sized == {"crop_scale": [0.7, 1.0], "flip": 0.25, "jitter": 0.4, "gain": 3.0}
+
+
 def test_groups_and_values_are_overridden() -> None:
     result = composed(
         "upstream=mfcc", "upstream.num_ceps=20", "interface=last_layer", "train=quick", "train.max_steps=5"

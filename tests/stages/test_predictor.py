@@ -1,10 +1,9 @@
+"""A predictor: what it says of files and waveforms, and which folders it refuses."""
+
 from __future__ import annotations
 
 import json
-import math
-import subprocess
-import sys
-from collections.abc import Sequence
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -12,81 +11,19 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-import yaml
 
 from mmssl.errors import CheckpointError, InputError, MediaError
-from mmssl.stages.export_folder import export_system
 from mmssl.stages.exporting import build_task, load_model, save_model
 from mmssl.stages.predictor import load_predictor
 from mmssl.upstreams.base import load_upstream
 
-RATE = 16000
-CLASSES = ("low", "mid", "high")
-FREQUENCIES = (200.0, 900.0, 3000.0)
-
-
-def tone(frequency: float, seconds: float = 0.4, seed: int = 0, rate: int = RATE) -> torch.Tensor:
-    time = torch.arange(int(seconds * rate)) / rate
-    noise = 0.01 * torch.randn(len(time), generator=torch.Generator().manual_seed(seed))
-    return 0.3 * torch.sin(2 * math.pi * frequency * time) + noise
-
-
-def describe(**changes: Any) -> dict[str, Any]:
-    spec = load_upstream("fbank").spec
-    return {
-        "upstream": {"_target_": "fbank"},
-        "upstream_seed": 0,
-        "stream": "audio",
-        "sample_rate": RATE,
-        "interface": {"name": "weighted_sum", "kwargs": {}},
-        "hidden_sizes": list(spec.streams["audio"].hidden_sizes),
-        "hop_lengths": list(spec.streams["audio"].hop_lengths),
-        "head": {"name": "linear", "kwargs": {}},
-        "task": "classification",
-        "classes": list(CLASSES),
-        "label": "pitch",
-        **changes,
-    }
-
-
-def train(description: dict[str, Any], seed: int) -> torch.nn.Module:
-    """A few steps on the three tones, each fold with its own start and noise."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        task = build_task(description)
-    upstream = load_upstream("fbank")
-    waveforms = torch.stack([tone(f * d, seed=seed + k) for k, d in enumerate((0.9, 1.0, 1.1)) for f in FREQUENCIES])
-    layers = upstream(waveforms)["audio"]
-    classes = torch.arange(3).repeat(3)
-    targets = classes if description["task"] == "classification" else classes.float()[:, None]
-    optimizer = torch.optim.Adam(task.parameters(), lr=0.01)
-    for _ in range(60):
-        optimizer.zero_grad()
-        task(layers, targets).loss.backward()
-        optimizer.step()
-    return task
-
-
-def make_experiment(
-    folder: Path, systems: Sequence[str] = ("fbank",), folds: int = 2, **changes: Any
-) -> dict[tuple[str, str], torch.nn.Module]:
-    made = {}
-    for s, system in enumerate(systems):
-        for k in range(folds):
-            task = train(describe(**changes), seed=10 * s + k)
-            save_model(folder / "systems" / system / "folds" / f"fold{k}", task, describe(**changes))
-            made[system, f"fold{k}"] = task.eval()
-    return made
-
-
-def write_scores(folder: Path, scores: dict[str, float]) -> None:
-    systems = [
-        {"name": name, "metrics": {"uar": {"mean": uar, "std": 0.01, "pooled": uar}}, "folds": [{}, {}]}
-        for name, uar in scores.items()
-    ]
-    protocol = {"name": "leave one tone out", "speaker_overlap": False}
-    results = {"schema": 1, "corpus": "tones", "primary_metric": "uar", "systems": systems, "protocol": protocol}
-    (folder / "results.json").write_text(json.dumps(results | {"chance": 1 / 3, "fingerprint": "f00d"}))
+TONES = runpy.run_path(str(Path(__file__).with_name("tone_experiments.py")))
+CLASSES, FREQUENCIES, describe, edit, tone, train = (
+    TONES[name] for name in ("CLASSES", "FREQUENCIES", "describe", "edit", "tone", "train")
+)
+make_experiment, write_scores, write_tones = (
+    TONES[name] for name in ("make_experiment", "write_scores", "write_tones")
+)
 
 
 @pytest.fixture(scope="module")
@@ -98,11 +35,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("wav")
-    paths = [folder / f"{name}.wav" for name in CLASSES]
-    for path, frequency in zip(paths, FREQUENCIES, strict=True):
-        soundfile.write(path, tone(frequency, seed=5).numpy(), RATE, subtype="FLOAT")
-    return paths
+    return write_tones(tmp_path_factory.mktemp("wav"))
 
 
 def test_files_and_waveforms_are_labelled_alike(experiment: Path, files: list[Path]) -> None:
@@ -213,12 +146,6 @@ def test_what_is_no_clip_is_refused(experiment: Path, tmp_path: Path) -> None:
 # ---- damaged, foreign and unsafe folders
 
 
-def edit(folder: Path, **changes: Any) -> None:
-    path = folder / "model.yaml"
-    fields = yaml.safe_load(path.read_text()) | changes
-    path.write_text(yaml.safe_dump({k: v for k, v in fields.items() if v is not None}))
-
-
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     save_model(tmp_path / "model", build_task(describe()), describe())
@@ -321,97 +248,3 @@ def test_trusted_parts_are_built(model: Path, tmp_path: Path, monkeypatch: pytes
     with pytest.raises(CheckpointError, match="neither part of mmssl nor an installed plug-in"):
         load_predictor(model)
     assert type(load_predictor(model, trust_targets=True).upstream).__name__ == "Mine"
-
-
-# ---- export
-
-
-def test_an_exported_folder_says_the_same_in_a_process_that_has_only_it(
-    experiment: Path, files: list[Path], tmp_path: Path
-) -> None:
-    write_scores(experiment, {"fbank": 0.8123})
-    export_system(experiment, tmp_path / "out")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "README.md",
-        "fold000.safetensors",
-        "fold001.safetensors",
-        "model.yaml",
-    ]
-    moved = (tmp_path / "out").rename(tmp_path / "moved")
-    code = (
-        "import json, sys, mmssl\np = mmssl.load_predictor(sys.argv[1])\n"
-        "print(json.dumps([x.probabilities for x in p.predict(sys.argv[2:])]))"
-    )
-    command = [sys.executable, "-c", code, str(moved), *map(str, files)]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
-    assert json.loads(printed) == [p.probabilities for p in load_predictor(experiment).predict(files)]
-    card = (moved / "README.md").read_text()
-    for words in ("81.2 ± 1.0", "low, mid, high", "leave one tone out", "Chance: 33.3 %", "f00d", "Speaker-disjoint"):
-        assert words in card, words
-
-
-def test_an_export_can_be_exported_again(experiment: Path, tmp_path: Path) -> None:
-    export_system(experiment, tmp_path / "one")
-    export_system(tmp_path / "one", tmp_path / "two")
-    waveform = tone(300)
-    assert load_predictor(tmp_path / "two").predict([waveform]) == load_predictor(experiment).predict([waveform])
-    assert load_predictor(tmp_path / "two").system.name == "fbank"
-
-
-def test_export_never_overwrites_and_leaves_nothing_half_written(experiment: Path, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine.txt").write_text("x")
-    with pytest.raises(CheckpointError, match="not an empty folder"):
-        export_system(experiment, tmp_path / "out")
-    with pytest.raises(CheckpointError, match="no system 'other'"):
-        export_system(experiment, tmp_path / "new", "other")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
-
-
-@pytest.fixture
-def hubert(tmp_path: Path) -> Path:
-    from transformers import HubertConfig, HubertModel
-
-    config = HubertConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=16,
-        conv_dim=(8, 8),
-        conv_kernel=(10, 8),
-        conv_stride=(20, 16),
-        num_conv_pos_embeddings=4,
-        num_conv_pos_embedding_groups=2,
-    )
-    folder = tmp_path / "weights"
-    HubertModel(config).save_pretrained(folder)
-    (folder / "modeling_evil.py").write_text("raise SystemExit('ran')")
-    return folder
-
-
-def test_an_upstream_travels_with_the_export(hubert: Path, tmp_path: Path) -> None:
-    spec = load_upstream("hf", path=str(hubert)).spec.streams["audio"]
-    description = describe(
-        upstream={"_target_": "mmssl.upstreams.hf.HFUpstream", "path": str(hubert)},
-        hidden_sizes=list(spec.hidden_sizes),
-        hop_lengths=list(spec.hop_lengths),
-    )
-    exp = tmp_path / "exp"
-    save_model(exp / "systems" / "hubert" / "folds" / "a", build_task(description), description)
-    waveform = tone(440)
-    expected = load_predictor(exp).predict([waveform])
-    export_system(exp, tmp_path / "without")
-    export_system(exp, tmp_path / "with", with_upstream=True)
-    assert not (tmp_path / "with" / "upstream" / "path" / "modeling_evil.py").exists()
-    assert str(hubert) not in (tmp_path / "with" / "model.yaml").read_text()
-    elsewhere = hubert.rename(tmp_path / "elsewhere")
-    assert load_predictor((tmp_path / "with").rename(tmp_path / "moved")).predict([waveform]) == expected
-    export_system(tmp_path / "moved", tmp_path / "again")
-    assert load_predictor(tmp_path / "again").predict([waveform]) == expected
-    with pytest.raises(CheckpointError, match="--upstream-path"):
-        load_predictor(tmp_path / "without")
-    assert load_predictor(tmp_path / "without", upstream_path=elsewhere).predict([waveform]) == expected
-    edit(tmp_path / "again", upstream_files={"path": "../elsewhere"})
-    with pytest.raises(CheckpointError, match="outside its folder"):
-        load_predictor(tmp_path / "again")

@@ -18,8 +18,9 @@ from mmssl.stages.spk_corpus import pooled, speaker_files, with_splits
 from mmssl.stages.spk_embed import Embedded, batches, read_embedded, write_embedded
 from mmssl.stages.spk_margin import eer_margin
 from mmssl.stages.spk_prepare import check_disjoint, check_list, make_lists
-from mmssl.stages.spk_score import QualityRange, Scorer, Side, det_curve
+from mmssl.stages.spk_score import QualityRange, Scorer, Side
 from mmssl.stages.spk_silence import trimmed
+from mmssl.stages.trial_scores import det_curve
 from mmssl.types import Clip
 
 RNG = np.random.default_rng(0)

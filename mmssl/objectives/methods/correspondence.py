@@ -12,7 +12,7 @@ from functools import partial
 from torch import nn
 
 from mmssl.errors import ConfigError
-from mmssl.objectives.av_augment import PairAugmentation
+from mmssl.objectives.av_augment import GivenAugmentation, pair_augmentation
 from mmssl.objectives.av_encoders import DistanceJoin, PairJoin, PooledJoin, TwoTowerEncoder, ViewLabels
 from mmssl.objectives.av_views import Correspondence
 from mmssl.objectives.losses.match import MatchCrossEntropy
@@ -37,10 +37,7 @@ def correspondence(
     different: str | None = None,
     same: str | None = None,
     control: str = "none",
-    crop_scale: tuple[float, float] | None = None,
-    flip: float = 0.0,
-    jitter: float = 0.0,
-    gain: float = 0.0,
+    augment: GivenAugmentation = None,
     health_every: int = 50,
 ) -> Objective:
     """Tell whether a sound and pictures come from one clip and time, or from two clips.
@@ -55,7 +52,7 @@ def correspondence(
         different: label in which the clips of a false pair must differ, such as "speaker"; None for any other clip.
         same: label in which they must agree; see `Correspondence`. Either needs the label among `pretrain.labels`.
         control: "none", or "shuffled", "audio_only" or "video_only", under which nothing can be learnt.
-        crop_scale, flip, jitter, gain: see `PairAugmentation`; nothing by default.
+        augment: of sound and pictures, or arguments of `PairAugmentation`; nothing by default.
         health_every: see `Objective`.
 
     Raises:
@@ -64,9 +61,7 @@ def correspondence(
     if join not in JOINS:
         raise ConfigError(f"join must be one of {', '.join(JOINS)}, got {join!r}.")
     encoder, streams = TwoTowerEncoder(upstream), upstream.spec.streams
-    views = Correspondence(
-        audio_seconds, num_frames, control, different, same, PairAugmentation(crop_scale, flip, jitter, gain)
-    )
+    views = Correspondence(audio_seconds, num_frames, control, different, same, pair_augmentation(augment))
     audio, video = (streams[name].hidden_sizes[-1] for name in ("audio", "video"))
     encoder.joint = JOINS[join](audio, video, size)
     head = nn.Linear(1 if join.endswith("distance") else size, 2)

@@ -7,7 +7,7 @@ with Cross-Modal Agreement", of which this is cross-modal discrimination with ne
 from __future__ import annotations
 
 from mmssl.errors import ConfigError
-from mmssl.objectives.av_augment import PairAugmentation
+from mmssl.objectives.av_augment import GivenAugmentation, pair_augmentation
 from mmssl.objectives.av_encoders import PooledStream, TwoTowerEncoder, projector
 from mmssl.objectives.av_views import AlignedCrops
 from mmssl.objectives.losses.info_nce import InfoNCE
@@ -27,10 +27,7 @@ def cross_modal(
     symmetric: bool = True,
     gather: bool = False,
     control: str = "none",
-    crop_scale: tuple[float, float] | None = None,
-    flip: float = 0.0,
-    jitter: float = 0.0,
-    gain: float = 0.0,
+    augment: GivenAugmentation = None,
     health_every: int = 50,
 ) -> Objective:
     """Find the pictures of a sound among those of the batch, and the sound of pictures.
@@ -43,7 +40,7 @@ def cross_modal(
         symmetric: both directions; False for sound to pictures alone.
         gather: negatives from all ranks; their number is in the log.
         control: "none", or "shuffled", "audio_only" or "video_only", under which nothing can be learnt.
-        crop_scale, flip, jitter, gain: see `PairAugmentation`; nothing by default.
+        augment: of sound and pictures, or arguments of `PairAugmentation`; nothing by default.
         health_every: see `Objective`.
 
     Raises:
@@ -64,5 +61,5 @@ def cross_modal(
         stream="audio",
         pool=True,
     )
-    views = AlignedCrops(audio_seconds, num_frames, control, PairAugmentation(crop_scale, flip, jitter, gain))
+    views = AlignedCrops(audio_seconds, num_frames, control, pair_augmentation(augment))
     return Objective(encoder, views, [term], health_every)

@@ -45,7 +45,7 @@ def hubert(
         size: of the projection that is compared with the clusters' vectors.
         temperature: divides the cosines.
         visible_weight: weight of the loss on frames that are not hidden.
-        feature_penalty: weight of the latents' mean square; 0 for none.
+        feature_penalty: weight of the latents' mean square, where convolutions give them; 0 for none.
         front_end_gradient: see `SpeechEncoder`.
         health_every: see `Objective`.
 
@@ -63,7 +63,7 @@ def hubert(
     terms = [Term("hidden", MaskedCrossEntropy(), target, head)]
     if visible_weight:
         terms.append(Term("visible", MaskedCrossEntropy(), target, head, where="visible", weight=visible_weight))
-    if feature_penalty:
+    if feature_penalty and not upstream.config.mel_bins:
         terms.append(Term("feature_penalty", FeaturePenalty(), source="latents", where="all", weight=feature_penalty))
     views = SpanMasked(MaskEmbedding(config.hidden_size), mask_probability, mask_span)
     return Objective(SpeechEncoder(upstream, front_end_gradient), views, terms, health_every)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import nn
 
 from mmssl.errors import ConfigError
-from mmssl.objectives.av_augment import PairAugmentation
+from mmssl.objectives.av_augment import GivenAugmentation, pair_augmentation
 from mmssl.objectives.av_encoders import TimedJoin, TwoTowerEncoder, ViewLabels
 from mmssl.objectives.av_views import Synchrony
 from mmssl.objectives.losses.match import MatchCrossEntropy
@@ -30,10 +30,7 @@ def synchrony(
     size: int = 128,
     kernel: int = 5,
     control: str = "none",
-    crop_scale: tuple[float, float] | None = None,
-    flip: float = 0.0,
-    jitter: float = 0.0,
-    gain: float = 0.0,
+    augment: GivenAugmentation = None,
     health_every: int = 50,
 ) -> Objective:
     """Tell whether sound and video of one clip are of the same time, or shifted against each other.
@@ -48,7 +45,7 @@ def synchrony(
         hard_from_epoch: before this epoch all false pairs are of the second, easy kind.
         size, kernel: of the convolutions over time that join the towers.
         control: "none", or "shuffled", "audio_only" or "video_only", under which nothing can be learnt.
-        crop_scale, flip, jitter, gain: see `PairAugmentation`; nothing by default.
+        augment: of sound and pictures, or arguments of `PairAugmentation`; nothing by default.
         health_every: see `Objective`.
 
     Raises:
@@ -63,8 +60,7 @@ def synchrony(
         return hard_share if epoch >= hard_from_epoch else 0.0
 
     encoder, streams = TwoTowerEncoder(upstream), upstream.spec.streams
-    augment = PairAugmentation(crop_scale, flip, jitter, gain)
-    views = Synchrony(crop_seconds, min_shift, max_shift, share, control, augment)
+    views = Synchrony(crop_seconds, min_shift, max_shift, share, control, pair_augmentation(augment))
     audio, video = (streams[name].hidden_sizes[-1] for name in ("audio", "video"))
     encoder.joint = TimedJoin(audio, video, size, kernel)
     term = Term("match", MatchCrossEntropy(), ViewLabels(), nn.Linear(size, 2), where="all", stream="fusion", pool=True)

@@ -48,13 +48,13 @@ def wav2vec2(
         size: of quantized vectors and of the space of the contrast.
         gumbel: temperature of the choice at the start, at least, and its factor for each step.
         diversity_weight: of the codebook penalty.
-        feature_penalty: weight of the latents' mean square; 0 for none.
+        feature_penalty: weight of the latents' mean square, where convolutions give them; 0 for none.
         front_end_gradient: see `SpeechEncoder`.
         health_every: see `Objective`.
     """
     encoder = SpeechEncoder(upstream, front_end_gradient)
     config = upstream.config
-    quantizer = GumbelQuantizer(config.conv_channels[-1], size, num_groups, num_entries)
+    quantizer = GumbelQuantizer(upstream.front_end.output_size, size, num_groups, num_entries)
     target = QuantizedTap(quantizer, nn.Linear(size, size), Exponential(*gumbel))
     terms = [
         Term(
@@ -65,7 +65,7 @@ def wav2vec2(
         ),
         Term("diversity", Diversity(), source="code_probabilities", weight=diversity_weight),
     ]
-    if feature_penalty:
+    if feature_penalty and not upstream.config.mel_bins:
         terms.append(Term("feature_penalty", FeaturePenalty(), source="latents", where="all", weight=feature_penalty))
     views = SpanMasked(MaskEmbedding(config.hidden_size), mask_probability, mask_span)
     return Objective(encoder, views, terms, health_every)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmssl.errors import ConfigError, InputError
-from mmssl.nn.rawnet3 import AnalyticSincConv, ContextPooling, RawNet3Encoder, RawNetBlock
+from mmssl.nn.rawnet3 import AnalyticSincConv, RawNet3Encoder, RawNetBlock
 from mmssl.types import Padded
 
 
@@ -144,14 +144,6 @@ def test_training_on_a_padded_batch_does_not_see_the_padding() -> None:
             assert parameter.grad is not None, name
             assert parameter.grad.isfinite().all(), name
     torch.testing.assert_close(*outputs)
-
-
-def test_the_pooling_weights_frames_by_their_scores() -> None:
-    pooling = ContextPooling(4, 3).eval()
-    nn.init.zeros_(pooling.scores.weight)
-    x = torch.randn(1, 4, 9, generator=torch.Generator().manual_seed(0))
-    expected = torch.cat([x.mean(-1), x.var(-1, correction=0).sqrt()], 1)
-    torch.testing.assert_close(pooling(x, torch.tensor([9])), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_mistakes_are_named() -> None:

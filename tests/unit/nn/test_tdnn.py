@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -51,8 +52,36 @@ def test_pooling_does_not_see_padding(pooling: torch.nn.Module) -> None:
     torch.testing.assert_close(pooling(padded, torch.tensor([7])), pooling(x), rtol=1e-5, atol=1e-6)
 
 
-def test_equal_scores_pool_to_the_plain_statistics() -> None:
-    attentive, plain = AttentiveStatistics(4, 3).eval(), StatisticsPooling()
+@pytest.mark.parametrize("tanh", [True, False])
+def test_attentive_pooling_is_that_of_the_equations(tanh: bool) -> None:
+    torch.manual_seed(0)
+    pooling = AttentiveStatistics(4, 3, tanh=tanh).eval()
+    pooling.hidden.norm.running_mean.uniform_(-1, 1)
+    pooling.hidden.norm.running_var.uniform_(0.5, 2)
+    # weights that were trained before there was a choice fit
+    conv, norm = ("weight", "bias"), ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    names = [*(f"hidden.conv.{n}" for n in conv), *(f"hidden.norm.{n}" for n in norm)]
+    assert list(pooling.state_dict()) == [*names, "scores.weight", "scores.bias"]
+    values = {name: value.double().numpy() for name, value in pooling.state_dict().items()}
+    x = torch.randn(2, 4, 9)
+    x[1, :, 6:] = torch.nan
+    out = pooling(x, torch.tensor([9, 6]))
+    for row, length in enumerate((9, 6)):
+        h = x[row, :, :length].double().numpy()
+        rows = [*h, *np.repeat([*h.mean(1), *h.std(1, ddof=1)], length).reshape(8, length)]
+        hidden = values["hidden.conv.weight"][..., 0] @ rows + values["hidden.conv.bias"][:, None]
+        deviation = np.sqrt(values["hidden.norm.running_var"] + 1e-5)
+        hidden = (np.maximum(hidden, 0) - values["hidden.norm.running_mean"][:, None]) / deviation[:, None]
+        scores = values["scores.weight"][..., 0] @ (np.tanh(hidden) if tanh else hidden)
+        weights = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+        mean = (weights * h).sum(1)
+        expected = [*mean, *np.sqrt((weights * h**2).sum(1) - mean**2)]
+        np.testing.assert_allclose(out[row].detach().numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("tanh", [True, False])
+def test_equal_scores_pool_to_the_plain_statistics(tanh: bool) -> None:
+    attentive, plain = AttentiveStatistics(4, 3, tanh=tanh).eval(), StatisticsPooling()
     torch.nn.init.zeros_(attentive.scores.weight)
     x = torch.randn(2, 4, 9, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(attentive(x), plain(x), rtol=1e-4, atol=1e-5)

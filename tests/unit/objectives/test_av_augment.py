@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 
 from mmssl.errors import ConfigError
-from mmssl.objectives.av_augment import PairAugmentation
+from mmssl.objectives.av_augment import PairAugmentation, pair_augmentation
 from mmssl.objectives.av_encoders import TwoTowerEncoder
 from mmssl.objectives.av_views import AlignedCrops, Correspondence, Synchrony
+from mmssl.objectives.methods.correspondence import correspondence
+from mmssl.objectives.methods.cross_modal import cross_modal
+from mmssl.objectives.methods.synchrony import synchrony
+from mmssl.objectives.objective import Objective
 from mmssl.objectives.types import Examples
 from mmssl.objectives.views import Views
 from mmssl.types import Inputs, Padded
@@ -110,3 +115,19 @@ def test_what_is_refused() -> None:
         PairAugmentation(flip=2.0)
     with pytest.raises(ConfigError, match="brightness"):
         PairAugmentation(jitter=-0.5)
+    with pytest.raises(ConfigError, match=r"augment.flop: no such key. Did you mean 'flip'"):
+        pair_augmentation({"flop": 0.5})
+
+
+@pytest.mark.parametrize("method", [correspondence, synchrony, cross_modal])
+def test_objectives_take_it_by_its_arguments(method: Callable[..., Objective]) -> None:
+    model = L3(width=2, image_size=16)
+    views = method(model, augment={"crop_scale": [0.7, 1.0], "flip": 0.5, "jitter": 0.4, "gain": 3.0}).views
+    images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    found = views.augment(Inputs(images=images), [1, 2, 3]).images
+    assert torch.equal(found, PairAugmentation((0.7, 1.0), 0.5, 0.4, 3.0)(Inputs(images=images), [1, 2, 3]).images)
+    assert method(model, augment=EVERYTHING).views.augment is EVERYTHING
+    for nothing in ({}, None):
+        assert torch.equal(
+            method(model, augment=nothing).views.augment(Inputs(images=images), [1, 2, 3]).images, images
+        )

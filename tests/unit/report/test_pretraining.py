@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 from mmssl.errors import StageError
-from mmssl.report.pretraining import curves, pretraining_html, pretraining_summary, write_pretraining_report
+from mmssl.report.pretraining import (
+    curves,
+    pretraining_html,
+    pretraining_markdown,
+    pretraining_summary,
+    write_pretraining_report,
+)
 from mmssl.report.pretraining_health import findings, indicators
 from mmssl.report.pretraining_table import BEGIN, END, document_with, read_results, render_table
 
@@ -94,6 +100,18 @@ def test_warnings_of_the_trainer_are_shown() -> None:
     told = results()
     told["iterations"][0]["warnings"] = ["codes collapsed at step 30"]
     assert "codes collapsed at step 30" in pretraining_html(told)
+
+
+def test_a_label_file_is_named_by_what_was_clustered() -> None:
+    made = {"clusters": 100, "source": "previous", "stream": "fusion", "layer": 2, "usage_entropy": 0.96}
+    told = results()
+    told["iterations"][0]["targets"] = {**made, "quality": {"phone_purity": 0.5, "pnmi": 0.4}}
+    expected = "100 clusters of previous (fusion, layer 2), entropy 0.96, purity 0.50, PNMI 0.40"
+    assert expected in pretraining_html(told)
+    assert expected in pretraining_markdown(told)
+    del made["stream"]
+    told["iterations"][0]["targets"] = {**made, "quality": None}
+    assert "100 clusters of previous (layer 2), entropy 0.96" in pretraining_html(told)
 
 
 def test_files_and_other_kinds(tmp_path: Path) -> None:

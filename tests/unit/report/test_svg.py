@@ -7,13 +7,17 @@ import pytest
 from mmssl.report.svg import heat, luminance, padded_range, shorten, thinned, ticks
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (28.3, 91.7), (-3, 3), (0.001, 0.0042), (1e5, 9e5)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 1), (28.3, 91.7), (-3, 3), (0.001, 0.0042), (1e5, 9e5), (-9.1, 3.2), (0, 15.9), (0, 16)]
+)
 def test_ticks_are_round_and_inside(low: float, high: float) -> None:
     found = ticks(low, high)
     assert 3 <= len(found) <= 8
     assert low <= found[0] < found[-1] <= high
     steps = {round(b - a, 9) for a, b in pairwise(found)}
     assert len(steps) == 1
+    # the last digit of a tick is not a quarter of the one before: -10, -5, 0 and not -7.5, -5, -2.5
+    assert f"{steps.pop():e}"[:3] in ("1.0", "2.0", "5.0")
 
 
 def test_ranges_are_never_empty() -> None:

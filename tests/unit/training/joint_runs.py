@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from torch import Tensor, nn
 
+from mmssl.objectives.losses.info_nce import InfoNCE
 from mmssl.objectives.methods.mae import mae
 from mmssl.objectives.methods.simclr import simclr
 from mmssl.objectives.objective import Objective
@@ -44,6 +45,8 @@ def build(method: str) -> Objective:
     # batch norm would see the share of its process, on the CPU
     objective.terms[0].head = nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 8))
     objective.terms[0].target._head = (objective.terms[0].head,)
+    if method == "info_nce":
+        objective.terms[0].loss = InfoNCE(0.2, gather=True)
     return objective
 
 

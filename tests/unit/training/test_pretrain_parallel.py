@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,31 +70,17 @@ def run(clips: list[Clip], folder: Path, max_steps: int, **changes: Any) -> tupl
     return pretrain(objective, clips, folder, max_steps=max_steps, **{**settings, **changes}), watch, objective
 
 
-def worker(rank: int, port: int, strategy: str, clips: list[Clip], folder: Path) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
-    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def worker(rank: int, strategy: str, clips: list[Clip], folder: Path) -> None:
     result, watch, objective = run(clips, folder / "two", 3, devices=2, strategy=strategy)
     weights = {name: full(value) for name, value in objective.state_dict().items()}
     found = {"history": result.history, "gradients": watch.gradients, "ids": watch.ids, "weights": weights}
     torch.save(found, folder / f"{rank}.pt")
 
 
-def in_two_processes(target: Callable[..., None], *args: Any) -> None:
-    """Run `target(rank, port, *args)` in two forks of this process, as torchrun would set them up."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = torch.multiprocessing.get_context("fork")
-    processes = [context.Process(target=target, args=(rank, port, *args), daemon=True) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0, 0]
-
-
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
-def test_two_processes_do_what_one_does_with_the_joint_batch(strategy: str, clips: list[Clip], tmp_path: Path) -> None:
+def test_two_processes_do_what_one_does_with_the_joint_batch(
+    strategy: str, clips: list[Clip], tmp_path: Path, in_two_processes: Callable[..., None]
+) -> None:
     in_two_processes(worker, strategy, clips, tmp_path)
     alone, watch, objective = run(clips, tmp_path / "one", 3)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -10,17 +9,6 @@ from types import ModuleType
 
 import pytest
 import torch
-
-RUNS = Path(__file__).with_name("joint_runs.py")
-
-
-def runs() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("joint_runs", RUNS)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.slow
@@ -30,14 +18,20 @@ def runs() -> ModuleType:
     [("mae", "ddp", 13), ("mae", "fsdp", 13), ("simclr", "ddp", 13)],
 )
 def test_two_processes_train_as_one_with_the_joint_batch(
-    method: str, strategy: str, count: int, tmp_path: Path
+    method: str, strategy: str, count: int, tmp_path: Path, joint_runs: ModuleType
 ) -> None:
-    joint = runs()
-    clips = joint.corpus(tmp_path / "data", count)
+    clips = joint_runs.corpus(tmp_path / "data", count)
     if method == "simclr":
         (tmp_path / "data" / "3.png").write_bytes(b"no picture")
-    alone, gradients, weights = joint.train(method, tmp_path / "one", clips)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(RUNS)]
+    alone, gradients, weights = joint_runs.train(method, tmp_path / "one", clips)
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        joint_runs.__file__,
+    ]
     words = [*torchrun, method, str(tmp_path), strategy, str(count)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
@@ -57,8 +51,8 @@ def test_two_processes_train_as_one_with_the_joint_batch(
         for name in ("step", "loss", "grad_norm", "clips", "learning_rate"):
             assert row[name] == pytest.approx(other[name], rel=1e-5), name
     # one process goes on from what two have saved, with the batches that come next
-    whole, _, _ = joint.train(method, tmp_path / "whole", clips, max_steps=5)
-    resumed, _, _ = joint.train(method, tmp_path / "run", clips, max_steps=5)
+    whole, _, _ = joint_runs.train(method, tmp_path / "whole", clips, max_steps=5)
+    resumed, _, _ = joint_runs.train(method, tmp_path / "run", clips, max_steps=5)
     assert resumed.resumed_from == 3
     for row, other in zip(whole.history, resumed.history, strict=True):
         assert row["loss"] == pytest.approx(other["loss"], rel=1e-5)

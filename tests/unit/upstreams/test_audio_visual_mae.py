@@ -94,8 +94,11 @@ def test_hicmae_takes_at_least_a_slice_of_video() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_wrong_sizes(name: str) -> None:
-    with pytest.raises(ConfigError, match="multiple of 16"):
+    with pytest.raises(ConfigError, match="image_size must be a multiple of the patch size 16, got 40"):
         load_upstream(name, **SIZES | {"image_size": 40})
+    joint = {"cav_mae": "num_shared_layers", "hicmae": "num_fusion_layers"}[name]
+    with pytest.raises(ConfigError, match=f"{joint} must be at least 1, got 0"):
+        load_upstream(name, **SIZES | {joint: 0})
     with pytest.raises(ConfigError, match="num_heads"):
         load_upstream(name, **SIZES | {"num_heads": 5})
 

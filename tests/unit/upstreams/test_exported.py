@@ -17,6 +17,8 @@ from mmssl.upstreams.exported import DESCRIPTION, export_upstream, is_exported, 
 CASES: list[tuple[str, dict[str, Any], str]] = [
     ("hubert", {"preset": "hubert_tiny"}, "transformers"),
     ("data2vec_audio", {"preset": "data2vec_audio_tiny"}, "transformers"),
+    ("hubert", {"preset": "mel_hubert_tiny"}, "native"),
+    ("wav2vec2", {"preset": "wav2vec2_tiny", "mel_bins": 8}, "native"),
     ("tera", {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "feed_forward_size": 24}, "native"),
     ("byol_a", {"hidden_size": 16}, "native"),
 ]

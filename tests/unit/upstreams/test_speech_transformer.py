@@ -8,6 +8,7 @@ from torch import nn
 
 from mmssl import load_upstream
 from mmssl.errors import CheckpointError, ConfigError, InputError
+from mmssl.nn.mel_frontend import MelFrontEnd
 from mmssl.types import Padded
 from mmssl.upstreams.speech_config import PRESETS
 from mmssl.upstreams.speech_transformer import SpeechTransformer
@@ -157,3 +158,20 @@ def test_a_checkpoint_gives_the_sizes_and_may_be_cut(tmp_path: Path) -> None:
         load_upstream("hubert", checkpoint=str(tmp_path), hidden_size=64)
     with pytest.raises(CheckpointError, match="has 3 layers, 5"):
         load_upstream("hubert", checkpoint=str(tmp_path), num_layers=5)
+
+
+def test_mel_frames_take_the_place_of_convolutions_and_of_what_hides_loudness(tmp_path: Path) -> None:
+    model = build("wav2vec2_lv60_tiny", mel_bins=8)
+    assert model.feature_norm is None
+    assert not model.config.normalize
+    assert model.feature_projection.in_features == 16
+    clip = torch.randn(3200) * 0.1
+    frames = (MelFrontEnd(8)([clip]).data @ model.feature_projection.weight.T) + model.feature_projection.bias
+    torch.testing.assert_close(model.features(model.latents([clip])).data, frames)
+    quiet, loud = (model.extract_packed([gain * clip])[0]["audio"].hidden_states[0] for gain in (0.1, 1.0))
+    assert (quiet - loud).abs().mean() > 0.1
+    with pytest.raises(ConfigError, match="leave conv_channels out"):
+        SpeechTransformer("hubert_tiny", mel_bins=8, conv_channels=16)
+    with pytest.raises(ConfigError, match="export it natively"):
+        model.save_transformers(tmp_path)
+    assert not list(tmp_path.iterdir())

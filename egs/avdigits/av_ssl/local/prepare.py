@@ -21,7 +21,7 @@ def prepare(root: Path | None, folder: Path, seed: int = 0) -> list[Clip]:
 
     Args:
         root: folder of FSDD.
-        folder: of the recipe; pictures are written to its data/digits.
+        folder: data/ of the recipe; pictures are written to its folder digits.
         seed: of which picture goes with which clip.
     """
     found = []
@@ -31,7 +31,7 @@ def prepare(root: Path | None, folder: Path, seed: int = 0) -> list[Clip]:
             raise DataError(f"{path} is not named as FSDD names its files: {LAYOUT} Remove it, or check data.root.")
         found.append((match["digit"], match["speaker"], path))
     speakers = sorted({speaker for _, speaker, _ in found})
-    pictures = write_digits(folder / "data" / "digits")
+    pictures = write_digits(folder / "digits")
     clips = []
     for digit in sorted({digit for digit, _, _ in found}):
         draw = random.Random(f"{seed} {digit}")

@@ -18,11 +18,11 @@ def prepare(root: Path | None, folder: Path) -> list[Clip]:
 
     Args:
         root: the folder, the .tar, or a folder with one .tar in it, which is unpacked to data/pictures.
-        folder: of the recipe.
+        folder: data/ of the recipe, where a .tar is unpacked.
     """
     if root is None:
         raise DataError(f"The pictures are not given: add data.root=FOLDER. CIFAR-10 is expected as {LAYOUT}")
-    place = unpacked(root, folder / "data" / "pictures")
+    place = unpacked(root, folder / "pictures")
     clips = []
     for split in ("train", "test"):
         for kind in sorted(path for path in (place / split).glob("*") if path.is_dir()):

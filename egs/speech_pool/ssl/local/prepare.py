@@ -38,14 +38,14 @@ def prepare(root: Path | None, folder: Path, extra: str | None = None) -> list[C
 
     Args:
         root: folder with fsdd/, emodb/ and ravdess/.
-        folder: of the recipe; manifests for the probes go to its data/probe.
+        folder: data/ of the recipe; manifests for the probes go to its folder probe.
         extra: folder with further recordings (wav, flac, ogg, mp3, g722), at any depth.
     """
     clips = {corpus: long_enough(read(root, corpus)) for corpus in NAMES}
     for corpus, name in (("fsdd", "digits"), ("emodb", "emodb"), ("ravdess", "ravdess")):
-        write_manifest(folder / "data" / "probe" / f"{name}.jsonl", divided(clips[corpus], "speaker", UNSEEN[corpus]))
+        write_manifest(folder / "probe" / f"{name}.jsonl", divided(clips[corpus], "speaker", UNSEEN[corpus]))
     unseen = [clip for clip in clips["fsdd"] if clip.speaker in UNSEEN["fsdd"]]
-    write_manifest(folder / "data" / "probe" / "speakers.jsonl", divided(unseen, "digit", set("56789")))
+    write_manifest(folder / "probe" / "speakers.jsonl", divided(unseen, "digit", set("56789")))
     pool = [clip for corpus, own in clips.items() for clip in own if clip.speaker not in UNSEEN[corpus]]
     return pool if extra is None else pool + recordings(Path(extra))
 
