@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ from mmssl.stages.av_media import AUDIO, BOTH, VIDEO
 from mmssl.training.batches import TensorBatches
 from mmssl.types import Layers, StreamSpec
 
+IN_MEMORY = 4 * 2**30
+"""Bytes of features up to which all clips of a split are held in memory; of larger splits clips are read as needed."""
+# clips whose statistics are in memory together
+_AT_ONCE = 8192
 _ORDER = {BOTH: (BOTH, AUDIO, VIDEO), AUDIO: (AUDIO, BOTH), VIDEO: (VIDEO, BOTH)}
 
 
@@ -48,29 +53,34 @@ class AvStore:
         places = [place for place in _ORDER[view] if place in self.stores and self._streams(view, place)]
         return {clip for place in places for clip in self.stores[place].ids}
 
-    def read(self, clip: str, view: str) -> dict[str, Layers]:
-        """Streams of one clip: layers (T_k, D_k), T_k = 1 for statistics."""
-        for place in _ORDER[view]:
-            store = self.stores.get(place)
-            if store is not None and clip in store and (names := self._streams(view, place)):
-                return {name: self._layers(store, clip, name) for name in names}
-        raise KeyError(clip)
+    def read(self, clip: str, view: str, streams: Collection[str] | None = None) -> dict[str, Layers]:
+        """Streams of one clip, only these where `streams` names any: layers (T_k, D_k), T_k = 1 for statistics."""
+        store, names = self._of(clip, view)
+        return {name: self._layers(store, clip, name) for name in names if streams is None or name in streams}
+
+    def sizes(self, clip: str, view: str) -> dict[str, int]:
+        """Stream -> bytes of what `read` gives, without reading it."""
+        store, names = self._of(clip, view)
+        found = {}
+        for name in names:
+            widths = self._spec(store.streams[name]).hidden_sizes
+            frames = store.entry(clip).lengths[name] if self.statistics == "frames" else 1
+            counts = frames if isinstance(frames, list) else [frames] * len(widths)
+            found[name] = 4 * sum(width * count for width, count in zip(widths, counts, strict=True))
+        return found
 
     def moments(self, ids: Sequence[str], view: str) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
         """Stream -> mean and standard deviation (W_k,) of each layer over clips, as `ClipFeatures.moments`."""
         found = {}
         for name in self.specs(view):
-            rows = [layers for clip in ids if (layers := self._statistics(clip, view, name))]
-            if not rows:
-                continue
-            centres, spreads = [], []
-            for k in range(len(rows[0][0])):
-                mean = torch.stack([row[0][k] for row in rows]).double()
-                within = torch.stack([row[1][k] for row in rows]).double().square().mean(0)
-                centres.append(mean.mean(0).float())
-                # law of total variance: within clips, plus between their means
-                spreads.append((mean.var(0, correction=0) + within).sqrt().float())
-            found[name] = (centres, spreads)
+            total: _Moments | None = None
+            for start in range(0, len(ids), _AT_ONCE):
+                part = ids[start : start + _AT_ONCE]
+                rows = [layers for clip in part if (layers := self._statistics(clip, view, name))]
+                if rows:
+                    total = _Moments.of(rows) if total is None else total.joined(_Moments.of(rows))
+            if total is not None:
+                found[name] = ([c.float() for c in total.centres], [v.sqrt().float() for v in total.variances])
         return found
 
     def _statistics(self, clip: str, view: str, name: str) -> tuple[list[Tensor], list[Tensor]] | None:
@@ -87,6 +97,14 @@ class AvStore:
             rows = [row[0] for row in self._layers(store, clip, name).hidden_states]
             return rows, [torch.zeros_like(row) for row in rows]
         return None
+
+    def _of(self, clip: str, view: str) -> tuple[FeatureStore, list[str]]:
+        """The store that a clip is read from in a view, and the streams there."""
+        for place in _ORDER[view]:
+            store = self.stores.get(place)
+            if store is not None and clip in store and (names := self._streams(view, place)):
+                return store, names
+        raise KeyError(clip)
 
     def _streams(self, view: str, place: str) -> list[str]:
         return [name for name in self.stores[place].streams if self._counts(name, view, place)]
@@ -115,8 +133,46 @@ class AvStore:
         return Layers(rows, mean.lengths)
 
 
+@dataclass(frozen=True)
+class _Moments:
+    """Mean and variance of each layer over some clips, in float64.
+
+    Attributes:
+        count: of the clips.
+        centres, variances: (W_k,) of each layer.
+    """
+
+    count: int
+    centres: list[Tensor]
+    variances: list[Tensor]
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[list[Tensor], list[Tensor]]]) -> _Moments:
+        """Of clips: the mean of each layer, and the standard deviation within the clip."""
+        centres, variances = [], []
+        for k in range(len(rows[0][0])):
+            mean = torch.stack([row[0][k] for row in rows]).double()
+            within = torch.stack([row[1][k] for row in rows]).double().square().mean(0)
+            centres.append(mean.mean(0))
+            # law of total variance: within clips, plus between their means
+            variances.append(mean.var(0, correction=0) + within)
+        return cls(len(rows), centres, variances)
+
+    def joined(self, other: _Moments) -> _Moments:
+        """Of both groups of clips (Chan, Golub and LeVeque 1979)."""
+        count = self.count + other.count
+        one, two = self.count / count, other.count / count
+        gaps = [b - a for a, b in zip(self.centres, other.centres, strict=True)]
+        centres = [a + two * gap for a, gap in zip(self.centres, gaps, strict=True)]
+        pairs = zip(self.variances, other.variances, gaps, strict=True)
+        return _Moments(count, centres, [one * a + two * b + one * two * gap.square() for a, b, gap in pairs])
+
+
 class AvClips(Dataset[tuple[dict[str, Layers], Tensor]]):
     """Items are (stream -> layers of one clip, target); a clip may lack streams.
+
+    Features of all clips are held in memory where they take no more than `IN_MEMORY`. Otherwise each clip is read from
+    the store whenever it is asked for: the numbers are the same, and no more than a batch is in memory.
 
     Args:
         store: of an encoder.
@@ -136,14 +192,13 @@ class AvClips(Dataset[tuple[dict[str, Layers], Tensor]]):
         only: Sequence[str] | None = None,
         num_labels: int | None = None,
     ) -> None:
-        self.store, self.view = store, view
-        streams = set(store.specs(view)) if only is None else set(only)
+        self.store, self.view, self.only = store, view, only
         present = store.ids(view)
-        rows = [(clip, store.read(clip, view)) for clip in ids if clip in present]
-        kept = [(clip, {k: v for k, v in found.items() if k in streams}) for clip, found in rows]
-        kept = [(clip, found) for clip, found in kept if found]
-        self.ids = [clip for clip, _ in kept]
-        self.items = [found for _, found in kept]
+        rows = [(clip, store.sizes(clip, view)) for clip in ids if clip in present]
+        sizes = {clip: [size for name, size in own.items() if only is None or name in only] for clip, own in rows}
+        self.ids = [clip for clip, _ in rows if sizes[clip]]
+        fits = sum(map(sum, sizes.values())) <= IN_MEMORY
+        self.items = [self._read(clip) for clip in self.ids] if fits else None
         values = [targets[clip] for clip in self.ids]
         if num_labels is not None:
             self.targets = torch.zeros(len(values), num_labels)
@@ -157,12 +212,16 @@ class AvClips(Dataset[tuple[dict[str, Layers], Tensor]]):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> tuple[dict[str, Layers], Tensor]:
-        return self.items[index], self.targets[index]
+        found = self._read(self.ids[index]) if self.items is None else self.items[index]
+        return found, self.targets[index]
+
+    def _read(self, clip: str) -> dict[str, Layers]:
+        return self.store.read(clip, self.view, self.only)
 
     def batches(self) -> Dataset[Any] | TensorBatches:
-        """The same clips as one tensor for each layer, where each has one frame at most."""
+        """The same clips as one tensor for each layer, where each has one frame at most and all are in memory."""
         pooled = self.store.statistics != "frames"
-        return StreamBatches.of_clips(self.items, self.targets) if pooled and len(self) else self
+        return StreamBatches.of_clips(self.items, self.targets) if pooled and self.items else self
 
 
 class StreamBatches(TensorBatches):

@@ -2,8 +2,8 @@
 
 Source: Chiu et al. 2022, "Self-Supervised Learning with Random-Projection Quantizer for Speech Recognition". There, the
 encoder is a Conformer on four stacked log-mel frames, and the noise stands in the place of those; here it is a speech
-transformer on the waveform, the noise stands in the place of its projected frames, and the targets are as many stacked
-log-mel frames as make one of the encoder's (two at 50 Hz).
+transformer, on the waveform or with `mel_bins` on two stacked log-mel frames, the noise stands in the place of its
+projected frames, and the targets are as many stacked log-mel frames as make one of the encoder's (two at 50 Hz).
 """
 
 from __future__ import annotations
