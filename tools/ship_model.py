@@ -10,12 +10,13 @@ written by hand and left alone.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+
+from mmssl.upstreams.exported import DESCRIPTION
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 def main() -> int:
     """Copy one model and say how large it is and what the rounding changed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=Path, help="exp/NAME/upstream of a recipe, in transformers' layout")
+    parser.add_argument("folder", type=Path, help="exp/NAME/upstream of a recipe")
     parser.add_argument("name", help="of the folder in mmssl/models")
     args = parser.parse_args()
     target = ROOT / "mmssl" / "models" / args.name
@@ -34,10 +35,7 @@ def main() -> int:
         print("A weight is beyond the range of float16: it cannot be stored so.", file=sys.stderr)
         return 1
     save_file(rounded, target / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((args.folder / "config.json").read_text(encoding="utf-8"))
-    # what reads it with transformers shall compute in float32 too
-    (target / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
-    (target / "preprocessor_config.json").write_bytes((args.folder / "preprocessor_config.json").read_bytes())
+    (target / DESCRIPTION).write_bytes((args.folder / DESCRIPTION).read_bytes())
     size = sum(path.stat().st_size for path in target.iterdir()) / 1e6
     error = max(float((rounded[name].float() - value).norm() / value.norm()) for name, value in weights.items())
     print(f"{target}: {len(weights)} tensors, {size:.1f} MB, largest relative rounding of a tensor {error:.1e}")

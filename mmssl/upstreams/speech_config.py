@@ -219,7 +219,13 @@ def from_transformers(values: Mapping[str, Any], preprocessor: Mapping[str, Any]
 
 
 def to_transformers(config: SpeechConfig) -> dict[str, Any]:
-    """The config.json with which transformers builds the same model; its own time masking is off."""
+    """The config.json with which transformers builds the same model; its own time masking is off.
+
+    Raises:
+        ConfigError: the front end is one of log-mel frames, which transformers' models do not have.
+    """
+    if config.mel_bins:
+        raise ConfigError("transformers has no speech model of this kind with log-mel frames: export it natively.")
     model_type = {v: k for k, v in MODEL_TYPES.items()}.get(config.family, "hubert")
     values: dict[str, Any] = {
         key: list(value) if isinstance(value := getattr(config, field), tuple) else value

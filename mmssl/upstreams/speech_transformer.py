@@ -287,8 +287,7 @@ class SpeechTransformer(Upstream):
         """
         from safetensors.torch import save
 
-        if self.config.mel_bins:
-            raise ConfigError("transformers has no speech model of this kind with log-mel frames: export it natively.")
+        described = _json(to_transformers(self.config))
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -307,7 +306,7 @@ class SpeechTransformer(Upstream):
         }
         write_file(folder / "model.safetensors", save(state, {"format": "pt"}))
         write_file(folder / "preprocessor_config.json", _json(preprocessor))
-        write_file(folder / "config.json", _json(to_transformers(self.config)))
+        write_file(folder / "config.json", described)
 
 
 def _json(values: dict[str, object]) -> bytes:

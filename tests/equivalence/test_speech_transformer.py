@@ -39,7 +39,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "unispeech-sat base": ("unispeech-sat", POSITIONS),
     "unispeech-sat large": ("unispeech-sat", POSITIONS | STABLE),
 }
-SHAPES = [name for name in PRESETS if not name.endswith("tiny") and name not in ("hubert_xlarge", "wavlm_base_plus")]
+LEFT_OUT = ("hubert_xlarge", "wavlm_base_plus")
+SHAPES = [n for n, sizes in PRESETS.items() if not (n.endswith("tiny") or n in LEFT_OUT or sizes.mel_bins)]
 
 
 def peer(model_type: str, **values: Any) -> PreTrainedModel:

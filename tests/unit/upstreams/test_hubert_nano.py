@@ -1,25 +1,34 @@
-"""The encoder that comes with mmssl: there, small, as its card says, and the same in transformers."""
+"""The encoder that comes with mmssl: there, small, as its card says, and computed as transformers computes a HuBERT."""
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torchaudio
 import transformers
 from safetensors.torch import load_file
+from torch import nn
 
 import mmssl
-from mmssl.errors import CheckpointError
+from mmssl.errors import CheckpointError, ConfigError
 from mmssl.upstreams import hubert_nano
 from mmssl.upstreams.base import Upstream
+from mmssl.upstreams.exported import load_exported
 from mmssl.upstreams.hubert_nano import FOLDER
+from mmssl.upstreams.speech_config import PRESETS, to_transformers
+from mmssl.upstreams.speech_weights import from_canonical
 
 
 @pytest.fixture(scope="module")
 def upstream() -> Upstream:
     return mmssl.load_upstream("hubert_nano")
+
+
+def clip(size: int = 12000) -> torch.Tensor:
+    return 0.1 * torch.randn(1, size, generator=torch.Generator().manual_seed(0))
 
 
 def test_the_folder_is_small_and_has_a_card() -> None:
@@ -33,26 +42,55 @@ def test_weights_are_stored_in_sixteen_bits_and_computed_with_in_32(upstream: Up
     stored = load_file(FOLDER / "model.safetensors")
     assert {value.dtype for value in stored.values()} == {torch.float16}
     assert {p.dtype for p in upstream.parameters()} == {torch.float32}
-    assert sum(p.numel() for p in upstream.parameters()) == 5_098_656
+    assert sum(p.numel() for p in upstream.parameters()) == 4_891_168
 
 
-def test_transformers_computes_the_same(upstream: Upstream) -> None:
-    model = transformers.HubertModel.from_pretrained(FOLDER).eval()
-    assert model.dtype == torch.float32
-    waveform = 0.1 * torch.randn(1, 12000, generator=torch.Generator().manual_seed(0))
-    prepared = (waveform - waveform.mean()) / (waveform.var(correction=0) + 1e-7).sqrt()
+class Frames(nn.Module):
+    """Log-mel frames of torchaudio in the place of transformers' convolutions: (B, T) -> (B, 80, T')."""
+
+    def forward(self, waveforms: torch.Tensor) -> torch.Tensor:
+        mel = torchaudio.transforms.MelSpectrogram(16000, n_fft=400, hop_length=160, n_mels=40, mel_scale="htk")
+        frames = ((mel(waveforms).transpose(1, 2) + 1e-6).log() + 5) / 5
+        return frames[:, : frames.shape[1] // 2 * 2].reshape(len(waveforms), -1, 80).transpose(1, 2)
+
+
+def test_transformers_computes_the_same_on_frames_of_torchaudio(upstream: Upstream) -> None:
+    named = from_canonical(upstream.state_dict(), replace(PRESETS["mel_hubert_nano"], conv_channels=()))
+    model = transformers.HubertModel(transformers.HubertConfig(**to_transformers(PRESETS["hubert_nano"]))).eval()
+    model.feature_extractor, model.feature_projection = Frames(), nn.Linear(80, 256)
+    for module, prefix in (
+        (model.encoder, "encoder."),
+        (model.feature_projection, "feature_projection.projection."),
+    ):
+        module.load_state_dict({n.removeprefix(prefix): v for n, v in named.items() if n.startswith(prefix)})
     with torch.no_grad():
-        expected = model(prepared, output_hidden_states=True).hidden_states
-        found = upstream(waveform)["audio"].hidden_states
+        expected = model(clip(), output_hidden_states=True).hidden_states
+        found = upstream(clip())["audio"].hidden_states
     assert len(found) == len(expected) == 7
     for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=2e-3)
+
+
+def test_fewer_layers_are_the_first_ones_and_the_generator_stays(upstream: Upstream) -> None:
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    short = mmssl.load_upstream("hubert_nano", num_layers=2)
+    assert torch.equal(torch.get_rng_state(), state)
+    for ours, whole in zip(short(clip())["audio"].hidden_states, upstream(clip())["audio"].hidden_states, strict=False):
+        torch.testing.assert_close(ours, whole, rtol=0, atol=0)
+    assert short.spec.streams["audio"].num_layers == 3
+    with pytest.raises(ConfigError, match="has 6 layers"):
+        mmssl.load_upstream("hubert_nano", num_layers=7)
+
+
+def test_the_folder_loads_like_any_exported_one(upstream: Upstream) -> None:
+    again = load_exported(str(FOLDER))
+    assert again.spec == upstream.spec
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), upstream.parameters(), strict=True))
 
 
 def test_the_untrained_one_has_the_same_sizes_and_other_weights(upstream: Upstream) -> None:
-    config = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
-    untrained = mmssl.load_upstream("hubert", preset="hubert_nano", seed=0)
-    assert config["num_hidden_layers"] == 6
+    untrained = mmssl.load_upstream("hubert", preset="mel_hubert_nano", seed=0)
     assert untrained.spec.streams == upstream.spec.streams
     drawn, learnt = untrained.state_dict(), upstream.state_dict()
     assert drawn.keys() == learnt.keys()

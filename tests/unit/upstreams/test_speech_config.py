@@ -13,12 +13,17 @@ from mmssl.upstreams.speech_config import (
 )
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [name for name, sizes in PRESETS.items() if not sizes.mel_bins])
 def test_sizes_survive_a_transformers_config(name: str) -> None:
     sizes = PRESETS[name]
     values = to_transformers(sizes)
     preprocessor = {"do_normalize": sizes.normalize, "normalize_eps": sizes.normalize_eps}
     assert from_transformers(values, preprocessor) == sizes
+
+
+def test_log_mel_frames_have_no_transformers_config() -> None:
+    with pytest.raises(ConfigError, match="export it natively"):
+        to_transformers(PRESETS["mel_hubert_base"])
 
 
 @pytest.mark.parametrize(
