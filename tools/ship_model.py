@@ -3,8 +3,8 @@
 
     python tools/ship_model.py egs/debian_speech/ssl/exp/hubert-hubert/upstream hubert_nano
 
-Weights are stored as float16 (11 bits, half the size) and computed with as float32. The model card, README.md, is
-written by hand and left alone.
+Weights are stored as float16 (11 bits, half the size) and computed with as float32. The page with the curves of the
+training comes along as training.html. The model card, README.md, is written by hand and left alone.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ def main() -> int:
         return 1
     save_file(rounded, target / "model.safetensors", metadata={"format": "pt"})
     (target / DESCRIPTION).write_bytes((args.folder / DESCRIPTION).read_bytes())
+    # its curves and health, as the recipe drew them
+    (target / "training.html").write_bytes((args.folder.parent / "report.html").read_bytes())
     size = sum(path.stat().st_size for path in target.iterdir()) / 1e6
     error = max(float((rounded[name].float() - value).norm() / value.norm()) for name, value in weights.items())
     print(f"{target}: {len(weights)} tensors, {size:.1f} MB, largest relative rounding of a tensor {error:.1e}")

@@ -36,6 +36,7 @@ def test_the_folder_is_small_and_has_a_card() -> None:
     card = (FOLDER / "README.md").read_text(encoding="utf-8").lower()
     for word in ("licence", "debian_speech", "steps", "emodb", "ravdess", "fsdd", "float16"):
         assert word in card
+    assert "Curves of iteration 2" in (FOLDER / "training.html").read_text(encoding="utf-8")
 
 
 def test_weights_are_stored_in_sixteen_bits_and_computed_with_in_32(upstream: Upstream) -> None:
