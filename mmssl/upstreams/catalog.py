@@ -50,7 +50,7 @@ CATALOG: dict[str, Entry] = {
         SPEECH,
         audio((7, 256, 20.0)),
         invariance=PACKED,
-        paper="Hsu et al. 2021",
+        paper="Hsu et al. 2021, Lin et al. 2023",
         licence="see its model card",
         shipped=True,
     ),
