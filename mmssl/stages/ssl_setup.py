@@ -16,6 +16,7 @@ from mmssl.stages.context import Context
 from mmssl.types import Clip, UpstreamSpec
 
 if TYPE_CHECKING:
+    from mmssl.augment.base import Augmentation
     from mmssl.objectives.objective import Objective
     from mmssl.training.readers import ClipReader
     from mmssl.upstreams.base import Upstream
@@ -208,13 +209,15 @@ def check_fit(context: Context) -> None:
     Raises:
         ConfigError: they do not fit each other.
     """
-    from mmssl.augment.build import build_augmentation
     from mmssl.objectives.targets.units import write_units
 
     node, plan = context.config["objective"], iterations(context.config)
     options = {key: value for key, value in node.items() if not key.startswith("_")}
     upstream = build_upstream(context)
-    build_augmentation(context.config["augment"])
+    if augmentation(context.config) is not None and "waveforms" not in upstream.spec.inputs:
+        raise ConfigError(
+            f"augment changes sound, and this encoder takes {' and '.join(upstream.spec.inputs)}: leave it out."
+        )
     for iteration in plan:
         if iteration.source in (PREVIOUS, INIT):
             clustered_stream(iteration, upstream.spec)
@@ -223,6 +226,19 @@ def check_fit(context: Context) -> None:
             write_units(Path(folder) / UNITS, {"none": [0]})
             options |= _unit_options(Path(folder) / UNITS, plan[0].clusters, None)
         OBJECTIVES.build(node["_target_"], upstream, **options)
+
+
+def augmentation(config: Mapping[str, Any]) -> Augmentation | None:
+    """What changes each crop of sound: the section `augment`; None for a chain without steps.
+
+    Raises:
+        ConfigError: an argument that does not fit.
+    """
+    from mmssl.augment.base import Chain
+    from mmssl.augment.build import build_augmentation
+
+    built = build_augmentation(config["augment"])
+    return None if isinstance(built, Chain) and not built.steps else built
 
 
 def make_reader(config: Mapping[str, Any], upstream: Upstream) -> ClipReader:

@@ -20,6 +20,7 @@ from mmssl.stages.ssl_setup import (
     UNTRAINED,
     UPSTREAM,
     Iteration,
+    augmentation,
     build_objective,
     build_upstream,
     exported_as,
@@ -30,8 +31,6 @@ from mmssl.stages.ssl_setup import (
 from mmssl.stages.ssl_targets import make_units
 from mmssl.stages.ssl_watch import online_probe, score_held_out
 
-# mmssl/conf/augment/none.yaml
-_AS_THEY_ARE = {"_target_": "mmssl.augment.base.Chain", "steps": []}
 # how often it is saved and by how many workers it is read changes no run
 _NO_CHANGE = ("save_every", "num_workers", "cache_bytes")
 
@@ -78,7 +77,6 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 
 def _train_one(context: Context, iteration: Iteration, before: str) -> dict[str, Any]:
     """Train one iteration, and write its encoder and run.json."""
-    from mmssl.augment.build import build_augmentation
     from mmssl.training.pretrain import pretrain
     from mmssl.upstreams.exported import export_upstream
 
@@ -98,7 +96,8 @@ def _train_one(context: Context, iteration: Iteration, before: str) -> dict[str,
         "clips": sorted(clip.id for clip in clips),
         "before": before,
     }
-    if config["augment"] != _AS_THEY_ARE:
+    augment = augmentation(config)
+    if augment is not None:
         depends["augment"] = config["augment"]
     fingerprint = digest(depends)
     if (folder / RUN).is_file() and read_json(folder / RUN)["digest"] == fingerprint:
@@ -118,7 +117,7 @@ def _train_one(context: Context, iteration: Iteration, before: str) -> dict[str,
         clips,
         folder,
         reader=reader,
-        augment=None if config["augment"] == _AS_THEY_ARE else build_augmentation(config["augment"]),
+        augment=augment,
         callbacks=online_probe(context, upstream, reader),
         device=context.device(),
         on_error=config["data"]["on_error"],

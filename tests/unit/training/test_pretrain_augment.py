@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import soundfile
 import torch
 
-from mmssl.augment.base import Augmentation, With
+from mmssl.augment.base import Augmentation, Chain, With
 from mmssl.augment.level import Gain
 from mmssl.augment.speed import SpeedPerturbation
 from mmssl.errors import ConfigError
+from mmssl.stages.ssl_setup import augmentation
 from mmssl.training.pretrain_batches import PretrainBatches
 from mmssl.training.readers import AudioReader
 from mmssl.types import Clip
@@ -54,6 +57,18 @@ def test_every_epoch_draws_anew(clips: list[Clip]) -> None:
     first, second = (crops(clips, Gain((-12, 12)), number) for number in (0, 1))
     levels = [{name: float(crop.square().mean()) for name, crop in found.items()} for found in (first, second)]
     assert all(abs(levels[0][name] / levels[1][name] - 1) > 1e-3 for name in levels[0])
+
+
+@pytest.mark.parametrize(
+    ("described", "expected"),
+    [
+        ({"_target_": "chain", "steps": []}, type(None)),
+        ({"_target_": "gain", "decibels": [-6, 6]}, Gain),
+        ({"_target_": "chain", "steps": [{"_target_": "gain", "decibels": [-6, 6]}]}, Chain),
+    ],
+)
+def test_a_chain_without_steps_is_no_augmentation(described: dict[str, Any], expected: type) -> None:
+    assert type(augmentation({"augment": described})) is expected
 
 
 def test_changes_of_length_are_refused(clips: list[Clip]) -> None:
