@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,18 +15,35 @@ from mmssl.errors import InputError
 def edit_distance(reference: Sequence[int], hypothesis: Sequence[int]) -> int:
     """Smallest number of substitutions, deletions and insertions that turn one sequence into the other.
 
-    Levenshtein (1966). One row of the table is computed at a time: the best way by substitution or deletion is known
-    from the row above, and insertions then run along the row as a cumulated minimum.
+    Levenshtein (1966).
     """
     first, second = np.asarray(reference, dtype=np.int64), np.asarray(hypothesis, dtype=np.int64)
-    steps = np.arange(len(second) + 1)
+    (last,) = deque(distance_rows(first, second), maxlen=1)
+    return int(last[-1])
+
+
+def distance_rows(reference: Iterable[Any], hypothesis: npt.NDArray[Any]) -> Iterator[npt.NDArray[np.int64]]:
+    """The table of edit distances, row by row: entry j of row i is that of the first i and the first j symbols.
+
+    The best way by substitution or deletion is known from the row above, and insertions then run along the row as a
+    cumulated minimum.
+
+    Args:
+        reference: m symbols.
+        hypothesis: (n,) symbols.
+
+    Returns:
+        m + 1 rows (n + 1,).
+    """
+    steps = np.arange(len(hypothesis) + 1)
     row = steps.copy()
-    for place, symbol in enumerate(first, start=1):
+    yield row
+    for place, symbol in enumerate(reference, start=1):
         below = row[1:] + 1
-        across = row[:-1] + (second != symbol)
+        across = row[:-1] + (hypothesis != symbol)
         best = np.concatenate([[place], np.minimum(below, across)])
         row = np.minimum.accumulate(best - steps) + steps
-    return int(row[-1])
+        yield row
 
 
 def error_rate(edits: npt.ArrayLike, lengths: npt.ArrayLike) -> float:

@@ -8,6 +8,7 @@ from itertools import groupby
 import numpy as np
 from markupsafe import Markup
 
+from mmssl.metrics.sequences import distance_rows
 from mmssl.stages.av_page import Section
 
 BOUNDARY = "|"
@@ -55,13 +56,7 @@ def alignment(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Pair]
         (a, b) for a symbol that was kept or replaced, (a, None) for one that is missing, (None, b) for one too many.
         Of several ways with the fewest errors the one that replaces late, rather than leaving out, is taken.
     """
-    second = np.array(hypothesis, dtype=object)
-    steps = np.arange(len(second) + 1)
-    table = [steps]
-    # as `mmssl.metrics.sequences.edit_distance`, with all rows kept
-    for place, symbol in enumerate(reference, start=1):
-        best = np.minimum(table[-1][1:] + 1, table[-1][:-1] + (second != symbol))
-        table.append(np.minimum.accumulate(np.concatenate([[place], best]) - steps) + steps)
+    table = list(distance_rows(reference, np.array(hypothesis, dtype=object)))
     i, j = len(reference), len(hypothesis)
     pairs: list[Pair] = []
     while i or j:
