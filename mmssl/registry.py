@@ -259,6 +259,7 @@ UPSTREAMS = Registry(
         "video_mae": "mmssl.upstreams.video_mae.VideoMAE",
         "cav_mae": "mmssl.upstreams.cav_mae.CAVMAE",
         "hicmae": "mmssl.upstreams.hicmae.HiCMAE",
+        "time_steps": "mmssl.upstreams.time_steps.TimeSteps",
         "hf": "mmssl.upstreams.hf.HFUpstream",
         "hf_vision": "mmssl.upstreams.hf_vision.HFVision",
         "hf_audio": "mmssl.upstreams.hf_audio.HFAudio",

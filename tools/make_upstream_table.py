@@ -137,7 +137,7 @@ clip alone, padded and in a shuffled batch, in parts of the layer's scale (root 
 streams: the check of the contract suite on tiny models with random weights ({machine}).
 
 Licences are those that the authors state for their weights; where a row names a LICENSE file or shows
-`{UNKNOWN}`, read it at the source before use. `mmssl` ships no weights.
+`{UNKNOWN}`, read it at the source before use. The only weights that `mmssl` ships are those of `hubert_nano`.
 
 {markdown(rows)}
 

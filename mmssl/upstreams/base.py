@@ -196,13 +196,28 @@ def load_upstream(upstream: str, /, *, seed: int = 0, device: str | torch.device
         ConfigError: its constructor does not take these arguments.
         MmsslError: what its constructor raises.
     """
+    with isolated_rng(seed):
+        built = build_upstream(upstream, **kwargs)
+    return built.eval().requires_grad_(False).to(device)
+
+
+def build_upstream(upstream: str, /, **kwargs: Any) -> Upstream:
+    """What `load_upstream` builds, as it is built: weights that are drawn come from the global generator.
+
+    Args:
+        upstream: see `load_upstream`.
+        **kwargs: handed to the upstream's constructor.
+
+    Raises:
+        InputError: it builds something else.
+        MmsslError: as `load_upstream`.
+    """
     if (Path(upstream) / "upstream.json").is_file():
         upstream, kwargs = "mmssl.upstreams.exported.load_exported", {"path": upstream, **kwargs}
-    with isolated_rng(seed):
-        built = UPSTREAMS.build(upstream, **kwargs)
+    built = UPSTREAMS.build(upstream, **kwargs)
     if not isinstance(built, Upstream):
         raise InputError(
             f"{upstream!r} builds a {type(built).__name__}, not an mmssl.upstreams.base.Upstream: "
             "derive from that class."
         )
-    return built.eval().requires_grad_(False).to(device)
+    return built

@@ -68,5 +68,13 @@ MASKED_AUTOENCODERS: dict[str, Entry] = {
         licence="MIT",
         checkpoints=("authors' files (pretrained)",),
     ),
+    "time_steps": Entry(
+        ("audio", "speech", "video", "audio-visual"),
+        {"audio": (Run(13, 6144, 160.0),)},
+        invariance="that of the upstream whose tokens it joins",
+        paper="Niizumi et al. 2022 (joining the patches of a time step)",
+        licence="that of the upstream",
+        checkpoints=("that of the upstream",),
+    ),
 }
 """Name -> its row."""

@@ -19,6 +19,7 @@ from mmssl.random import isolated_rng
 from mmssl.registry import UPSTREAMS
 from mmssl.upstreams.base import Upstream
 from mmssl.upstreams.checkpoints import read_checkpoint, read_json, write_file
+from mmssl.upstreams.renaming import load_renamed
 from mmssl.upstreams.speech_transformer import SpeechTransformer
 
 DESCRIPTION, WEIGHTS = "upstream.json", "model.safetensors"
@@ -79,8 +80,5 @@ def load_exported(path: str) -> Upstream:
     # weights that are drawn and replaced at once must not move the caller's generator
     with isolated_rng(0):
         upstream = UPSTREAMS.build(target, **arguments)
-    try:
-        upstream.load_state_dict(read_checkpoint(folder / WEIGHTS), strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"{folder / WEIGHTS} does not fit the upstream {target!r}: {error}") from error
+    load_renamed(upstream, read_checkpoint(folder / WEIGHTS), source=str(folder / WEIGHTS))
     return upstream

@@ -98,6 +98,7 @@ TINY: dict[str, list[dict[str, Any]]] = {
     "video_mae": [VIT | {"image_size": 32}],
     "cav_mae": [VIT | {"image_size": 32}],
     "hicmae": [VIT | {"image_size": 32}],
+    "time_steps": [VIT | {"upstream": "audio_mae"}, VIT | {"upstream": "cav_mae", "image_size": 32, "join": "mean"}],
     "hf": [
         hf("wav2vec2", **BASE),
         hf("wav2vec2", **BASE, feat_extract_norm="layer", do_stable_layer_norm=True),
