@@ -20,7 +20,12 @@ class Augmentation(ABC):
 
     Clips are waveforms (T,) in [-1, 1], log-mel spectrograms (T, mels), pictures (C, H, W) in [0, 1] or videos
     (T, C, H, W) in [0, 1]. The clip that is given is never changed in place.
+
+    Attributes:
+        keeps_length: whether a clip has as many steps afterwards as before, whatever is drawn.
     """
+
+    keeps_length: bool = True
 
     @abstractmethod
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
@@ -41,6 +46,7 @@ class Chain(Augmentation):
 
     def __init__(self, steps: Sequence[Augmentation]) -> None:
         self.steps = tuple(steps)
+        self.keeps_length = all(step.keeps_length for step in self.steps)
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """The clip after all steps."""
@@ -64,6 +70,7 @@ class With(Augmentation):
         if not 0 <= probability <= 1:
             raise ConfigError(f"A probability must be in [0, 1], got {probability}.")
         self.probability, self.augmentation = probability, augmentation
+        self.keeps_length = augmentation.keeps_length
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """The clip, changed or not."""
@@ -84,6 +91,7 @@ class OneOf(Augmentation):
         if not choices:
             raise ConfigError("OneOf needs at least one augmentation to choose from, got none.")
         self.choices = tuple(choices)
+        self.keeps_length = all(choice.keeps_length for choice in self.choices)
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """The clip after the one that was drawn."""

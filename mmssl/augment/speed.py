@@ -30,6 +30,8 @@ class SpeedPerturbation(Augmentation):
         ConfigError: no factors, or one out of [0.25, 4].
     """
 
+    keeps_length = False
+
     def __init__(self, factors: Sequence[float] = (0.9, 1.0, 1.1)) -> None:
         if not factors or not all(0.25 <= f <= 4 for f in factors):
             raise ConfigError(f"factors must be numbers from 0.25 to 4, at least one, got {list(factors)}.")

@@ -22,6 +22,8 @@ class TemporalCrop(Augmentation):
         ConfigError: a value below 1.
     """
 
+    keeps_length = False
+
     def __init__(self, size: int, multiple: int = 1) -> None:
         if size < 1 or multiple < 1:
             raise ConfigError(f"size and multiple must be at least 1, got {size} and {multiple}.")

@@ -214,9 +214,15 @@ def check_fit(context: Context) -> None:
     node, plan = context.config["objective"], iterations(context.config)
     options = {key: value for key, value in node.items() if not key.startswith("_")}
     upstream = build_upstream(context)
-    if augmentation(context.config) is not None and "waveforms" not in upstream.spec.inputs:
+    augment = augmentation(context.config)
+    if augment is not None and "waveforms" not in upstream.spec.inputs:
         raise ConfigError(
             f"augment changes sound, and this encoder takes {' and '.join(upstream.spec.inputs)}: leave it out."
+        )
+    if augment is not None and not augment.keeps_length:
+        raise ConfigError(
+            "augment changes the length of clips, which labels and pictures of their frames would not follow: leave "
+            "out changes of speed and crops (augment=voices and augment=speaker keep it; reader.max_seconds crops)."
         )
     for iteration in plan:
         if iteration.source in (PREVIOUS, INIT):

@@ -183,6 +183,7 @@ def test_what_does_not_fit_stops_before_any_work(run: Run) -> None:
         (("objective=hubert", "objective.num_unit=3"), "num_unit"),
         (("objective=hubert", "augment=voice"), "Did you mean 'voices'?"),
         (("objective=hubert", "augment=voices", "augment.stepps=[]"), "steps"),
+        (("objective=hubert", "augment=speech"), "augment changes the length of clips"),
     ]
     for words, message in cases:
         code, _, err = run(*words, "--stop_stage", "1", "exp=x", "--overwrite")

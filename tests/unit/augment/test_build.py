@@ -10,13 +10,14 @@ import torch
 import yaml
 
 import mmssl
-from mmssl.augment.base import Chain, With
+from mmssl.augment.base import Chain, OneOf, With
 from mmssl.augment.build import build_augmentation
 from mmssl.augment.level import Gain
 from mmssl.errors import ConfigError, MmsslError
 from mmssl.registry import AUGMENTATIONS
 
 SHIPPED = sorted((Path(mmssl.__file__).parent / "conf" / "augment").glob("*.yaml"))
+NOT_FOR_WAVEFORMS = ("simclr", "spec_augment")
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -27,6 +28,26 @@ def test_what_comes_with_mmssl_builds(path: Path) -> None:
 @pytest.mark.parametrize("name", AUGMENTATIONS.names())
 def test_every_name_is_an_augmentation(name: str) -> None:
     assert callable(AUGMENTATIONS.resolve(name))
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        *({"_target_": name} for name in ("gain", "polarity", "limit_peak", "band_limit", "noise", "reverberation")),
+        *({"_target_": name} for name in ("speed", "pitch", "speaker")),
+        {"_target_": "temporal_crop", "size": 1500},
+        {"_target_": "temporal_shift", "max_shift": 100},
+        *(yaml.safe_load(path.read_text(encoding="utf-8")) for path in SHIPPED if path.stem not in NOT_FOR_WAVEFORMS),
+    ],
+    ids=lambda described: str(described["_target_"].rpartition(".")[2]),
+)
+def test_whether_a_length_is_kept_is_known_before_anything_is_drawn(described: dict[str, Any]) -> None:
+    built = build_augmentation(described)
+    clip = torch.linspace(-0.4, 0.5, 3000)
+    lengths = {len(built(clip, torch.Generator().manual_seed(seed))) for seed in range(8)}
+    assert built.keeps_length == (lengths == {3000})
+    for whole in (Chain([Gain(), built]), With(1.0, built), OneOf([built, built])):
+        assert whole.keeps_length == built.keeps_length
 
 
 def test_nested_ones_equal_those_built_by_hand() -> None:
