@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from mmssl.training.pretrain_rows import learnable_loss
+
 _TINY = 1e-3
 
 
@@ -20,17 +22,18 @@ def indicators(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def findings(history: Sequence[Mapping[str, float]]) -> list[str]:
     """Sentences on what looks wrong at the end of a run; empty where nothing does.
 
-    Looked at: a loss that did not fall, one that stays at ln(N), a spread that went to zero, a rank of one.
+    Looked at: a loss that did not fall (see `learnable_loss`), one that stays at ln(N), a spread that went to zero, a
+    rank of one.
     """
     if len(history) < 4:
         return []
     quarter = max(len(history) // 4, 1)
     first, last = _means(history[:quarter]), _means(history[-quarter:])
     found = []
-    if last["loss"] >= first["loss"]:
-        found.append(
-            f"the loss did not fall: {first['loss']:.4f} in the first quarter, {last['loss']:.4f} in the last."
-        )
+    before, now = learnable_loss(first), learnable_loss(last)
+    if now >= before:
+        what = "the loss" if before == first["loss"] else "the loss beyond the teacher's entropy"
+        found.append(f"{what} did not fall: {before:.4f} in the first quarter, {now:.4f} in the last.")
     for name, value in last.items():
         guess = last.get(f"{name.removesuffix('loss')}ln_n")
         if name.endswith("/loss") and guess is not None and value > 0.99 * guess:

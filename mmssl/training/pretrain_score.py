@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mmssl.types import Clip
 
 # rows of an objective's log that say how its task is solved
-MEASURES = ("loss", "accuracy")
+MEASURES = ("loss", "accuracy", "divergence")
 _RESAMPLES = 2000
 
 
@@ -38,6 +38,8 @@ def score_objective(
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
     """Loss and accuracy of every term on clips, without training: no weight, teacher, centre or queue is moved.
+
+    Of a cross entropy against a teacher's distributions also the divergence, see `SoftCrossEntropy`.
 
     Each clip is seen `draws` times, each time with another crop and another draw of masks and pairs. The numbers depend
     on the clips, the settings and the seed alone; the objective is left in the mode it was in.

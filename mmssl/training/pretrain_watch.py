@@ -19,6 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mmssl.errors import ConfigError
 from mmssl.files import replace_file
+from mmssl.training.pretrain_rows import learnable_loss
 
 if TYPE_CHECKING:
     from mmssl.training.pretrain_module import PretrainModule
@@ -233,8 +234,8 @@ def _stuck(rows: Sequence[Row], steps: Sequence[int], settle: int) -> str:
 
 
 def _rising(history: Sequence[Row], settle: int) -> str:
-    """The loss lost more than half of what it had gained, or is clearly above its start."""
-    losses = [row["loss"] for row in history if "loss" in row]
+    """The loss lost more than half of what it had gained, or is clearly above its start; see `learnable_loss`."""
+    losses = [learnable_loss(row) for row in history if "loss" in row]
     if int(history[-1]["step"]) < settle or len(losses) < 3 * _ROWS:
         return ""
     means = [sum(losses[k : k + _ROWS]) / _ROWS for k in range(len(losses) - _ROWS + 1)]

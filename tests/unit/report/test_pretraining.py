@@ -87,6 +87,11 @@ def test_losses_come_first_and_values_that_are_not_finite_are_left_out() -> None
 def test_collapse_is_said_in_words() -> None:
     assert findings(history([3.0, 2.0, 1.5, 1.0])) == []
     assert any("did not fall" in text for text in findings(history([1.0, 1.0, 1.0, 1.1])))
+    rising = history([1.0, 1.0, 1.0, 1.1])
+    entropies = [{"dino/weight": 1.0, "dino/teacher_entropy": value} for value in (0.1, 0.2, 0.3, 0.5)]
+    assert findings([row | more for row, more in zip(rising, entropies, strict=True)]) == []
+    slower = [row | {"dino/teacher_entropy": 0.01 * k + 0.1} for k, row in enumerate(rising)]
+    assert "the loss beyond the teacher's entropy did not fall: 0.9000" in findings(slower)[0]
     assert any("ln(N)" in text for text in findings(history([3.5, 3.2, 3.1, 2.995])))
     flat = findings(history([3.0, 2.0, 1.5, 1.0], **{"x/representation_spread": 1e-5, "x/representation_rank": 1.0}))
     assert len(flat) == 2

@@ -204,6 +204,10 @@ def test_losses_that_stay_or_rise() -> None:
     noisy = torch.randn(60, generator=torch.Generator().manual_seed(0)).abs() + 1
     assert found(loss=noisy.tolist()) == []
     assert found(teacher_entropy=[guess] * 4, ln_n=[guess] * 4) == ["flat_target"]
+    # what rises with the teacher's entropy is not the student's doing
+    assert found(loss=up, teacher_entropy=[1 + 0.11 * k for k in range(20)]) == []
+    assert found(loss=up, teacher_entropy=[1 + 0.05 * k for k in range(20)]) == ["rising"]
+    assert found(loss=up, teacher_entropy=[1 + 0.11 * k for k in range(20)], weight=[0.5] * 20) == ["rising"]
 
 
 def test_bad_settings_are_refused(tmp_path: Path) -> None:
