@@ -112,7 +112,8 @@ def _held_out(scores: Mapping[str, Mapping[str, float]] | None) -> str:
     if not scores:
         return "-"
     accuracies = [f"{100 * one['mean']:.1f} %" for name, one in sorted(scores.items()) if name.endswith("/accuracy")]
-    return ", ".join([f"{scores['loss']['mean']:.3f}", *accuracies])
+    beyond = [f"divergence {one['mean']:.3f}" for name, one in sorted(scores.items()) if name.endswith("/divergence")]
+    return ", ".join([f"{scores['loss']['mean']:.3f}", *beyond, *accuracies])
 
 
 def _score(value: float | None, metric: str) -> str:

@@ -142,6 +142,9 @@ def test_one_table_over_all_runs(tmp_path: Path) -> None:
     table = render_table(found)
     row = "| mini <b>, emotion | 3.000 -> 1.500 | 1.600, 75.0 % | 2.50 | audio | 40.0 | 60.0 | 50.0 | 0.50, 9.00 |"
     assert row in table
+    of_a_teacher = results()
+    of_a_teacher["iterations"][-1]["held_out"]["dino/divergence"] = {"mean": 0.75, "low": 0.7, "high": 0.8}
+    assert "| 1.600, divergence 0.750, 75.0 % |" in render_table([of_a_teacher])
     text = document_with(table, None)
     assert document_with(table, text) == text
     assert document_with("new", f"before\n{BEGIN}\nold\n{END}\nafter") == f"before\n{BEGIN}\nnew\n{END}\nafter"
