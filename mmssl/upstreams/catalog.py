@@ -48,7 +48,7 @@ CATALOG: dict[str, Entry] = {
     "hubert": _transformer(13, "Hsu et al. 2021", _FACEBOOK),
     "hubert_nano": Entry(
         SPEECH,
-        audio((7, 256, 20.0)),
+        audio((5, 192, 20.0)),
         invariance=PACKED,
         paper="Hsu et al. 2021, Lin et al. 2023",
         licence="see its model card",

@@ -74,7 +74,6 @@ MASKED_AUTOENCODERS: dict[str, Entry] = {
         invariance="that of the upstream whose tokens it joins",
         paper="Niizumi et al. 2022 (joining the patches of a time step)",
         licence="that of the upstream",
-        checkpoints=("that of the upstream",),
     ),
 }
 """Name -> its row."""

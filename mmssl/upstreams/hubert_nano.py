@@ -15,14 +15,14 @@ WEIGHTS = "model.safetensors"
 
 
 class HubertNano(SpeechTransformer):
-    """HuBERT of 4.9 M parameters on log-mel frames, pretrained on six hours of speech in seven languages.
+    """HuBERT of 1.9 M parameters on log-mel frames, pretrained on six hours of speech in seven languages.
 
     Sources: Hsu et al. 2021 (HuBERT), Lin et al. 2023 (MelHuBERT, the front end). Data, licences, recipe and scores are
     in the model card, `mmssl/models/hubert_nano/README.md`. The same sizes with drawn weights:
     `load_upstream("hubert", preset="mel_hubert_nano")`.
 
     Args:
-        num_layers: keep the first blocks only; None for all six.
+        num_layers: keep the first blocks only; None for all four.
         dropout: in training, of hidden states.
         layer_drop: in training, the probability with which a block is passed over.
 
