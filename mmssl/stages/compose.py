@@ -30,7 +30,9 @@ REGISTRIES: dict[str, Registry] = {
 # what stands below these is checked against the signature of what it configures, not against the yaml
 _OPEN = ("upstream.", "interface.", "head.", "objective.", "data.options.")
 # values of these on the command line are paths as the user's shell sees them
-_PATHS = ("data.root", "upstream.path", "init")
+# the first are a path, the others a path or a name: of a model hub, or of an upstream
+_PATHS = ("data.root", "init")
+_PATHS_OR_NAMES = ("upstream.path", "upstream.checkpoint", "upstream.upstream")
 
 
 @dataclass(frozen=True)
@@ -154,11 +156,11 @@ def _absolute(override: Override, caller: Path) -> Override:
     """The override with a relative path made absolute, as seen from the folder where the user called."""
     key, value = override.key_or_group, override.value()
     is_file = key.removesuffix("._target_") in REGISTRIES and re.search(r"\.py(:\w+)?$", str(value)) is not None
-    if value is None or not (key in _PATHS or is_file):
+    if value is None or not (key in (*_PATHS, *_PATHS_OR_NAMES) or is_file):
         return override
     seen = Path(caller) / Path(str(value)).expanduser()
-    if key == "upstream.path" and not str(value).startswith((".", "/", "~")) and not seen.exists():
-        # a name on a model hub looks like a relative path
+    looks_like_a_name = not str(value).startswith((".", "/", "~"))
+    if key in _PATHS_OR_NAMES and looks_like_a_name and (value in UPSTREAMS.builtins or not seen.exists()):
         return override
     path = os.path.normpath(seen)
     return _parse(f"{(override.input_line or '').split('=', 1)[0]}={_quoted(path)}")

@@ -80,5 +80,9 @@ def load_exported(path: str) -> Upstream:
     # weights that are drawn and replaced at once must not move the caller's generator
     with isolated_rng(0):
         upstream = UPSTREAMS.build(target, **arguments)
-    load_renamed(upstream, read_checkpoint(folder / WEIGHTS), source=str(folder / WEIGHTS))
+    state = read_checkpoint(folder / WEIGHTS)
+    try:
+        load_renamed(upstream, state, source=str(folder / WEIGHTS))
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} Export the encoder again, with the version of mmssl that loads it.") from error
     return upstream

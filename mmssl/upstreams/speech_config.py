@@ -88,7 +88,7 @@ _NANO: dict[str, Any] = {
 # the first convolutions run at thousands of frames a second: narrow ones make training on few cores bearable
 _NANO_CONVOLUTIONS: dict[str, Any] = {"conv_channels": (32, 64, 128, 128, 128, 128, 128), "normalize": True}
 _MEL: dict[str, Any] = {"mel_bins": 40, "feature_norm": False}
-# what an hour and a half of one core trains to convergence on a few hours of speech
+# what an hour and a half on two cores trains to convergence on a few hours of speech
 _SMALLER: dict[str, Any] = {"hidden_size": 192, "num_layers": 4, "feed_forward_size": 768}
 _TINY_LARGE: dict[str, Any] = {**_LARGE, **_TINY, "conv_bias": True}
 

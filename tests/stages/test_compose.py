@@ -97,6 +97,17 @@ def test_relative_paths_are_seen_from_the_caller(tmp_path: Path) -> None:
     assert result.config["data"]["root"] == str(tmp_path.parent / "corpus")
     assert result.systems[0].kwargs["path"] == str(tmp_path / "model")
     assert result.systems[0].name == "hf_model"
+    (tmp_path / "audio_mae").mkdir()
+    (tmp_path / "encoder").mkdir()
+    for given, expected in (
+        ("encoder", tmp_path / "encoder"),
+        ("audio_mae", "audio_mae"),
+        ("vendor.Encoder", "vendor.Encoder"),
+    ):
+        joined = composed("upstream=time_steps", f"upstream.upstream={given}", caller=tmp_path).systems[0]
+        assert joined.kwargs["upstream"] == str(expected)
+    read = composed("upstream=hubert", "upstream.checkpoint=encoder", caller=tmp_path).systems[0]
+    assert read.kwargs["checkpoint"] == str(tmp_path / "encoder")
     # a name on a model hub is no path
     assert composed("upstream=hf", "upstream.path=org/name", caller=tmp_path).systems[0].kwargs["path"] == "org/name"
 
